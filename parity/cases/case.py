@@ -1,0 +1,106 @@
+"""Cases: one model with its inputs, rebuilt bit for bit from its id `family-seed-number`, such as `dag-0-17`.
+
+The one exception is `pendulum`, whose weights are trained: it rebuilds exactly on one machine and torch version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from parity.cases.families import families, layer_families
+from parity.cases.spec import ModelSpec
+from parity.cases.torch_layers import build
+from parity.cases.weights import draw_inputs, fill
+from parity.errors import ParityError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Option = TypeVar("Option")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model with its inputs."""
+
+    id: str
+    family: str
+    seed: int
+    spec: ModelSpec
+    source: str = "torch"
+    initialise: Callable[[Any, object], None] = fill
+
+    def model(self) -> Any:
+        """The source model: for torch, a `torch.fx.GraphModule` in eval mode, float32."""
+        return self.model_of(self.spec)
+
+    def model_of(self, spec: ModelSpec) -> Any:
+        """The model of `spec`, a prefix of this case's, with this case's weights."""
+        model = build(spec)
+        self.initialise(model, self.id)
+        return model
+
+    def inputs(self, regime: str = "normal", batch: int = 1) -> tuple[np.ndarray, ...]:
+        """Inputs as float64 arrays whose elements are float32 numbers; see `parity.cases.weights.REGIMES`."""
+        return draw_inputs(self.id, regime, batch, self.spec.input_shapes)
+
+
+class _Stratified(Random):
+    """`choice` that walks through all its options as `number` grows, in an order that the seed shuffles.
+
+    A few cases of one layer thus meet every option of every argument, whatever the seed.
+    """
+
+    def __init__(self, seed: str, number: int) -> None:
+        super().__init__(f"{seed}/{number}")
+        self._seed, self._number, self._calls = seed, number, 0
+
+    def choice(self, options: Sequence[Option]) -> Option:  # type: ignore[override]
+        self._calls += 1
+        block, place = divmod(self._number, len(options))
+        order = list(range(len(options)))
+        Random(f"{self._seed}/{self._calls}/{block}").shuffle(order)
+        return options[order[place]]
+
+
+def case_ids(
+    names: Sequence[str] | None = None, seed: int = 0, count: int | None = None, source: str = "torch"
+) -> list[str]:
+    """Ids of the cases of some families (`layer` stands for every layer; None for all families).
+
+    `count` sets how many random models the random families (`dag`) and, if a layer is named by its own name, that
+    layer takes. Raises ParityError for an unknown family. Draws no model, so that listing is quick.
+    """
+    known, layers = families(source), layer_families(source)
+    ids = []
+    for name in dict.fromkeys(n for word in names or (*known,) for n in (layers if word == "layer" else (word,))):
+        if name not in known:
+            raise ParityError(
+                f"unknown family {name!r}: layer, {', '.join(f for f in known if f not in layers)}, or a layer"
+            )
+        family = known[name]
+        chosen = family.random or (name in layers and names and name in names)
+        total = count if count is not None and chosen else family.count
+        ids += [f"{name}-{seed}-{number}" for number in range(total)]
+    return ids
+
+
+@lru_cache(maxsize=256)
+def case_from_id(case_id: str, source: str = "torch") -> Case:
+    """Rebuild a case from its id; raises ParityError for an id that names none."""
+    name, _, rest = case_id.partition("-")
+    seed, _, number = rest.partition("-")
+    family = families(source).get(name)
+    if family is None or not seed.isdigit() or not number.isdigit():
+        raise ParityError(f"no case {case_id!r}: an id is family-seed-number, such as dag-0-17; see `parity list`")
+    if name not in layer_families(source):
+        if not family.random and int(number) >= family.count:
+            raise ParityError(f"no case {case_id!r}: family {name} has the numbers 0 to {family.count - 1}")
+        spec = family.draw(Random(case_id), int(number))
+        return Case(case_id, name, int(seed), spec, source, family.initialise)
+    spec = family.draw(_Stratified(f"{name}-{seed}", int(number)), int(number))
+    return Case(case_id, "layer", int(seed), spec, source)

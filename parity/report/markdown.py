@@ -1,0 +1,141 @@
+"""The run in Markdown: for a terminal, a pull request, or the job summary of a continuous-integration run."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from parity.records import VERDICTS
+from parity.report import tables
+from parity.report.reading import Run
+
+if TYPE_CHECKING:
+    import pandas
+
+MATRIX_ROWS = 60
+SPEED_ROWS = 40
+WORST_CASES = 20
+MESSAGE_LENGTH = 300
+
+
+def summary(run: Run) -> str:
+    """Counts, ranking, matrix, speed and the worst cases. Its length does not grow with the number of records."""
+    facts = [f"run {text(run.name)}", f"seed {text(run.seed)}" if run.seed else "", text(run.date)]
+    counts = tables.verdict_counts(run.table)
+    shown = [f"{tables.GLYPHS[verdict]} {count} {verdict}" for verdict, count in counts.items() if count]
+    head = ["# Parity report", " · ".join(filter(None, facts)), "**" + (" · ".join(shown) or "no records yet") + "**"]
+    notices = ["\n".join(f"> {text(notice)}  " for notice in run.notices)] if run.notices else []
+    sections = [] if run.table.empty else [*_ranking(run), *_matrix(run), *_speed(run), *_worst(run)]
+    return "\n\n".join([*head, *notices, *sections]) + "\n"
+
+
+def text(value: object, length: int = MESSAGE_LENGTH) -> str:
+    """A value as one line that Markdown shows as it is, cut at `length` characters."""
+    line = " ".join(str(value).split())
+    line = line if len(line) <= length else line[: length - 1] + "…"
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def table_of(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int) -> str:
+    """A Markdown table whose columns are aligned to the right from column `numbers_from` on."""
+    rule = ["---" if index < numbers_from else "--:" for index in range(len(header))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+def code_block(command: str) -> str:
+    """A fenced block that the command's own backticks cannot end."""
+    longest = max((len(run) for run in re.findall(r"`+", command)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}sh\n{command}\n{fence}"
+
+
+def more(total: int, shown: int, what: str) -> list[str]:
+    """The line that says what a cut table leaves out, if anything."""
+    return [f"… and {total - shown} more {what} in `index.html`."] if total > shown else []
+
+
+def _ranking(run: Run) -> list[str]:
+    ranked = tables.ranking(run.table)
+    verdicts = [verdict for verdict in VERDICTS if ranked[verdict].any()]
+    header = ["path", "converter", "check", "cases", *verdicts]
+    header += ["median error", "worst error", "median speed", "convert ms"]
+    numbers = ["median_error", "worst_error", "median_speed", "median_convert_ms"]
+    rows = [
+        [text(row[key]) for key in ("path", "converter", "check")]
+        + [str(row[key]) for key in ("cases", *verdicts)]
+        + [tables.significant(row[key]) for key in numbers]
+        for row in ranked.to_dict("records")
+    ]
+    return ["## Converters", "Errors in rounding units of the dtype; speed above 1 is faster.", table_of(
+        header, rows, numbers_from=3
+    )]
+
+
+def _matrix(run: Run) -> list[str]:
+    matrix = tables.matrix(run.table)
+    several_paths = len({column.path for column in matrix.columns}) > 1
+    names = [
+        text(f"{column.path + ' ' if several_paths else ''}{column.converter} {column.check}")
+        for column in matrix.columns
+    ]
+    # Where not all rows fit, those with something wrong must.
+    rows = sorted(matrix.rows, key=lambda row: not row.bad)[:MATRIX_ROWS]
+    lines = [[text(row.name), *map(_cell, row.cells)] for row in rows]
+    title = ["## Coverage and worst error", "Passed of judged, worst error in rounding units."]
+    grid = table_of(["layer or family", *names], lines, numbers_from=1)
+    return [*title, grid, *more(len(matrix.rows), len(rows), "rows")]
+
+
+def _cell(cell: tables.Cell | None) -> str:
+    if cell is None:
+        return ""
+    if not cell.run:
+        return f"{tables.GLYPHS[cell.state]} {cell.state}"
+    return f"{tables.GLYPHS[cell.state]} {cell.passed}/{cell.run} {tables.significant(cell.worst)}".rstrip()
+
+
+def _speed(run: Run) -> list[str]:
+    timed = tables.speeds(run.table)
+    if timed.empty:
+        return []
+    rows = [
+        [text(row[key], 80) for key in ("converter", "case", "message")] + [speed_text(row)]
+        for row in timed.head(SPEED_ROWS).to_dict("records")
+    ]
+    header = ["converter", "case", "timed", "speed [interval]"]
+    return ["## Speed", table_of(header, rows, numbers_from=3), *more(len(timed), SPEED_ROWS, "timed cases")]
+
+
+def speed_text(row: Any) -> str:
+    """`1.07× [1.01, 1.16]`, without the interval where none was measured."""
+    interval = [row["speed_low"], row["speed_high"]]
+    if any(math.isnan(end) for end in interval):
+        return f"{tables.significant(row['speed_ratio'])}×"
+    return f"{tables.significant(row['speed_ratio'])}× [{', '.join(map(tables.significant, interval))}]"
+
+
+def what_and_where(row: Any) -> str:
+    """One sentence about a record: how far off, where it first goes wrong, and what was said."""
+    error = tables.significant(row["error_ratio"])
+    off = f"{error} rounding units of {row['dtype']} off" if error else ""
+    stage = f"in the {row['blame_stage']} stage" if row["blame_stage"] else ""
+    layer = f"first at {row['blame_layer']}" if row["blame_layer"] else ""
+    return ": ".join(filter(None, [", ".join(filter(None, [off, stage, layer])), row["message"]]))
+
+
+def _worst(run: Run) -> list[str]:
+    cases = tables.worst(run.table, WORST_CASES)
+    if not cases:
+        return []
+    entries = []
+    for row in cases:
+        alike = f" (and {row['alike']} more like it)" if row["alike"] else ""
+        name = f"{tables.GLYPHS[row['verdict']]} **{row['verdict']}** {text(row['case'])}"
+        chain = f"[{text(row['path'])} {text(row['converter'])}] {text(row['check'])}"
+        sentence = text(what_and_where(row))
+        entries.append(f"{name} {chain}{alike}" + (f": {sentence}" if sentence else ""))
+        if row["reproducer"]:
+            entries.append(code_block(row["reproducer"]))
+    return ["## Worst cases", *entries]
