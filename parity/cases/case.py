@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,22 +25,27 @@ Option = TypeVar("Option")
 
 @dataclass(frozen=True)
 class Case:
-    """One model with its inputs."""
+    """One model with its inputs. The spec is drawn, and the framework imported, when it is asked for."""
 
     id: str
     family: str
     seed: int
-    spec: ModelSpec
+    draw: Callable[[], ModelSpec]
     source: str = "torch"
     initialise: Callable[[Any, object], None] = fill
 
+    @cached_property
+    def spec(self) -> ModelSpec:
+        return self.draw()
+
+    @property
+    def layers(self) -> str:
+        """The names of the model's layers, joined by `>`."""
+        return ">".join(self.spec.layers)
+
     def model(self) -> Any:
         """The source model: for torch, a `torch.fx.GraphModule` in eval mode, float32."""
-        return self.model_of(self.spec)
-
-    def model_of(self, spec: ModelSpec) -> Any:
-        """The model of `spec`, a prefix of this case's, with this case's weights."""
-        model = build(spec)
+        model = build(self.spec)
         self.initialise(model, self.id)
         return model
 
@@ -97,10 +102,10 @@ def case_from_id(case_id: str, source: str = "torch") -> Case:
     family = families(source).get(name)
     if family is None or not seed.isdigit() or not number.isdigit():
         raise ParityError(f"no case {case_id!r}: an id is family-seed-number, such as dag-0-17; see `parity list`")
-    if name not in layer_families(source):
-        if not family.random and int(number) >= family.count:
-            raise ParityError(f"no case {case_id!r}: family {name} has the numbers 0 to {family.count - 1}")
-        spec = family.draw(Random(case_id), int(number))
-        return Case(case_id, name, int(seed), spec, source, family.initialise)
-    spec = family.draw(_Stratified(f"{name}-{seed}", int(number)), int(number))
-    return Case(case_id, "layer", int(seed), spec, source)
+    if name in layer_families(source):
+        rng: Random = _Stratified(f"{name}-{seed}", int(number))
+        return Case(case_id, "layer", int(seed), lambda: family.draw(rng, int(number)), source)
+    if not family.random and int(number) >= family.count:
+        raise ParityError(f"no case {case_id!r}: family {name} has the numbers 0 to {family.count - 1}")
+    rng = Random(case_id)
+    return Case(case_id, name, int(seed), lambda: family.draw(rng, int(number)), source, family.initialise)

@@ -24,8 +24,7 @@ class Node:
 class ModelSpec:
     """A model without its weights. Shapes have no batch axis.
 
-    Values are numbered: the inputs first, then one per node. The last value is the output; a node that does not lead
-    to it is not part of the model (`live`), which is what makes every prefix of a spec a spec.
+    Values are numbered: the inputs first, then one per node. The last value is the output.
     """
 
     input_shapes: tuple[Shape, ...]
@@ -37,7 +36,7 @@ class ModelSpec:
         return self.input_shapes[value] if value < inputs else self.nodes[value - inputs].shape
 
     def name_of(self, value: int) -> str:
-        """Name of the layer that makes a value: its kind and its place, which prefixes of the spec share."""
+        """Name of the layer that makes a value: its kind and its place."""
         position = value - len(self.input_shapes)
         return f"{self.nodes[position].layer.lower()}_{position + 1}"
 
@@ -51,21 +50,8 @@ class ModelSpec:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the live layers, in order."""
-        return tuple(self.nodes[value - len(self.input_shapes)].layer for value in self.live())
-
-    def live(self) -> list[int]:
-        """The values made by nodes that lead to the output, in order."""
-        inputs = len(self.input_shapes)
-        needed = {self.values - 1}
-        for value in range(self.values - 1, inputs - 1, -1):
-            if value in needed:
-                needed.update(self.nodes[value - inputs].inputs)
-        return sorted(value for value in needed if value >= inputs)
-
-    def prefix(self, length: int) -> ModelSpec:
-        """The model whose output is the `length`-th node's (1 is the first node)."""
-        return ModelSpec(self.input_shapes, self.nodes[:length])
+        """Names of the layers, in order."""
+        return tuple(node.layer for node in self.nodes)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), allow_nan=False)

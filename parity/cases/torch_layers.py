@@ -25,8 +25,7 @@ def build(spec: ModelSpec) -> torch.fx.GraphModule:
     inputs = len(spec.input_shapes)
     for value in range(inputs):
         values[value] = graph.placeholder("x" if inputs == 1 else f"x{value}")
-    for value in spec.live():
-        node = spec.nodes[value - inputs]
+    for value, node in enumerate(spec.nodes, start=inputs):
         modules[spec.name_of(value)] = make_layer(node.layer, node.arguments)
         values[value] = graph.call_module(spec.name_of(value), tuple(values[source] for source in node.inputs))
     graph.output(values[spec.values - 1])

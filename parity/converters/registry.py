@@ -42,6 +42,8 @@ class Converter:
     """Packages it needs besides the two representations' own."""
     installed: bool
     """Found again by a fresh process (shipped or by entry point); False for one registered by a test or a script."""
+    repeatable: bool = True
+    """Converts whatever model it is given; False for an artifact that the user converted beforehand."""
 
     def missing(self) -> list[str]:
         return [package for package in self.requires if find_spec(package) is None]

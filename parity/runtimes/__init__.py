@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -24,6 +24,8 @@ class Runtime(Protocol):
     representation: str
     dtype: str
     """The precision it computes in: `float64` or `float32`."""
+    artifact_bytes: int | None
+    """Size of what it executes, as it would be stored."""
 
     def value(self, inputs: Arrays) -> np.ndarray:
         """Outputs, shape (batch, outputs)."""
@@ -44,9 +46,20 @@ class Runtime(Protocol):
 class SourceRuntime(Runtime, Protocol):
     """A runtime that can also be the reference: it knows the rounding of its own operators."""
 
-    def rounding(self, dtype: str, seed: int) -> AbstractContextManager[None]:
-        """Within it, every operator's output is off by a random rounding of `dtype`, made larger by
-        `parity.runtimes.rounding.AMPLIFICATION[dtype]`."""
+    model: Any
+    """The source itself, in this runtime's precision and in inference mode."""
+
+    def rounding(self, dtype: str, seed: int) -> AbstractContextManager[float]:
+        """Within it, every operator's output is off by a random rounding of `dtype`, made larger by the given factor."""
+
+    def validate(self, inputs: Arrays) -> None:
+        """Raise `ParityError` for what no comparison can judge: NaN weights, inputs that the model does not take."""
+
+    def example(self, inputs: Arrays) -> tuple[Any, ...]:
+        """The inputs as tensors of the source's own framework, in this runtime's precision."""
+
+    def prefixes(self, inputs: Arrays) -> Iterator[tuple[str, Any]]:
+        """The model up to each of its operations, shortest first, with the operation's name."""
 
 
 _RUNTIMES = {

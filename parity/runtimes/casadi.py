@@ -24,6 +24,11 @@ class CasadiRuntime:
         self.function = function
         self.dtype = dtype or "float64"
 
+    @property
+    def artifact_bytes(self) -> int:
+        """Size of the function as CasADi serialises it."""
+        return len(self.function.serialize())
+
     def value(self, inputs: Arrays) -> np.ndarray:
         results = self.function.call([casadi.DM(column) for column in self._columns(inputs)])
         return np.concatenate([_dense(result).T.reshape(inputs[0].shape[0], -1) for result in results], axis=1)

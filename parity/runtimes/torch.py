@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
+import torch.fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
+from parity.errors import ParityError
 from parity.runtimes import Arrays
 from parity.runtimes.rounding import rounding
 
@@ -24,6 +29,26 @@ class TorchRuntime:
         self.dtype = dtype or _dtype_of(model)
         self.model = copy.deepcopy(model).to("cpu", DTYPES[self.dtype]).eval().requires_grad_(False)
 
+    @property
+    def artifact_bytes(self) -> int:
+        """Size of the weights."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+
+    def validate(self, inputs: Arrays) -> None:
+        """Raise `ParityError` for what no comparison can judge: NaN weights, inputs that the model does not take."""
+        for name, tensor in self.model.state_dict().items():
+            if bad := int((~torch.isfinite(tensor)).sum()):
+                raise ParityError(f"weights {name!r} hold {bad} NaN or infinite element(s): mend the model first")
+        shapes = ", ".join(str(array.shape) for array in inputs)
+        for number, array in enumerate(inputs):
+            if not np.issubdtype(array.dtype, np.floating):
+                raise ParityError(f"input {number} is of dtype {array.dtype}: give floating-point inputs")
+        try:
+            self.value(inputs)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ParityError(f"the source model does not run on inputs of shape {shapes}: {reason}") from error
+
     def value(self, inputs: Arrays) -> np.ndarray:
         with torch.no_grad():
             outputs = self._outputs(*self._tensors(inputs))
@@ -38,8 +63,23 @@ class TorchRuntime:
         tensors = self._tensors(inputs)
         return _float64(self._hessian(tensors, torch.from_numpy(projection).to(DTYPES[self.dtype])))
 
-    def rounding(self, dtype: str, seed: int) -> AbstractContextManager[None]:
+    def rounding(self, dtype: str, seed: int) -> AbstractContextManager[float]:
         return rounding(dtype, seed)
+
+    def example(self, inputs: Arrays) -> tuple[torch.Tensor, ...]:
+        return self._tensors(inputs)
+
+    def prefixes(self, inputs: Arrays) -> Iterator[tuple[str, torch.nn.Module]]:
+        """The model up to each of its operations, shortest first, as `torch.fx` records them; none if it cannot."""
+        try:
+            traced = torch.fx.symbolic_trace(self.model)
+        except Exception:  # control flow that depends on data, and the like: the model's own code ran
+            return
+        values = _Values(traced)
+        values.run(*self._tensors(inputs))
+        for node in traced.graph.nodes:
+            if node.op not in ("placeholder", "output", "get_attr") and node in values.tensors:
+                yield _name_of(node), _up_to(traced, node)
 
     def caller(self, check: str, inputs: Arrays, projection: np.ndarray) -> Callable[[], object]:
         tensors = self._tensors(inputs)
@@ -82,7 +122,51 @@ class TorchRuntime:
             shaped = [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
             return self._flat(*shaped) @ projection
 
-        return torch.func.jacrev(torch.func.grad(projected))(torch.cat([tensor.flatten() for tensor in tensors]))
+        with _TwiceDifferentiable(), sdpa_kernel(SDPBackend.MATH):
+            return torch.func.jacrev(torch.func.grad(projected))(torch.cat([tensor.flatten() for tensor in tensors]))
+
+
+class _TwiceDifferentiable(TorchFunctionMode):
+    """Replaces what torch differentiates only once by the same function in terms that it differentiates twice."""
+
+    REPLACEMENTS = {torch.nn.functional.hardsigmoid: lambda x, inplace=False: (x + 3).clamp(0, 6) / 6}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
+
+
+class _Values(torch.fx.Interpreter):
+    """Runs a graph and notes which of its nodes give a floating-point tensor."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.tensors: set[torch.fx.Node] = set()
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            self.tensors.add(n)
+        return value
+
+
+def _name_of(node: torch.fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _up_to(traced: torch.fx.GraphModule, last: torch.fx.Node) -> torch.fx.GraphModule:
+    graph, copies = torch.fx.Graph(), {}
+    for node in traced.graph.nodes:
+        if node.op != "output":
+            copies[node] = graph.node_copy(node, lambda source: copies[source])
+        if node is last:
+            break
+    for node in traced.graph.nodes:
+        if node.op == "placeholder" and node not in copies:
+            copies[node] = graph.node_copy(node, lambda source: copies[source])
+    graph.output(copies[last])
+    return torch.fx.GraphModule(traced, graph)
 
 
 def _dtype_of(model: torch.nn.Module) -> str:

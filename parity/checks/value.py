@@ -1,0 +1,15 @@
+"""Outputs against outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from parity.checks.tolerance import compare, measure
+from parity.checks.verdict import Finding, judge
+from parity.runtimes import Arrays
+
+
+def check_value(source: Any, target: Any, inputs: Arrays, dtype: str) -> Finding:
+    """Compare outputs for a batch of inputs. `source` is the float64 reference's runtime, `target` the converted one."""
+    yardstick = measure(source, dtype, lambda: source.value(inputs))
+    return judge(compare(target.value(inputs), yardstick))
