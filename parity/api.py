@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from parity.converters.registry import Chain, Converter, chains, find_chain, fin
 from parity.errors import ParityError
 from parity.paths import PATHS, Path
 from parity.paths import path as path_named
-from parity.pipeline import CHECKS, Point, convert_along, examine, timed
+from parity.pipeline import CHECKS, Point, examine
 from parity.records import BAD_VERDICTS, DEGENERATE, PASS, Record
 from parity.runtimes import Arrays, representation_of, runtime_for
 
@@ -72,7 +72,7 @@ def check(
     `converted` is the converted model itself (a `casadi.Function`, …), the name of a registered converter, or a
     function `(model, example) -> artifact`. `inputs` is one array or tensor, or a tuple of them: floating point,
     batch axis first. The value is compared for the whole batch, derivatives for its first samples. `path` says which
-    path is meant where the converter's name leaves it open; `speed` also times every check.
+    path is meant where the converter's name leaves it open; `speed` also times every check, on the first sample.
 
     The truth is `source` evaluated in float64, in eval mode, on the CPU; see `parity.checks.tolerance`. Raises
     `ParityError` for NaN weights, or inputs that the source does not take.
@@ -82,11 +82,8 @@ def check(
     arrays = _arrays(inputs)
     chain = _chain_of(source, converted, arrays, path)
     batch = len(arrays[0])
-    plan: tuple[Point, ...] = tuple(
-        Point(each, "given", batch if each == "value" else min(batch, DERIVATIVE_SAMPLES)) for each in checks
-    )
-    if speed:
-        plan = tuple(replace(point, batch=1, timed=True) for point in timed(plan)) if batch == 1 else plan
+    samples = {each: batch if each == "value" else min(batch, DERIVATIVE_SAMPLES) for each in checks}
+    plan = [Point(each, "given", samples[each], timed=speed) for each in checks]
     label = name or type(source).__name__
     return list(examine(OwnModel(source, arrays, label, type(source).__name__), chain, plan))
 
@@ -168,6 +165,3 @@ def _arrays(inputs: Any) -> Arrays:
             raise ParityError(f"input {number} has shape {array.shape}: give at least one sample, batch axis first")
         arrays.append(array.astype(np.float64))
     return tuple(arrays)
-
-
-__all__ = ["OwnModel", "assert_parity", "check", "convert", "convert_along", "failed", "require"]

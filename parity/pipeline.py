@@ -83,15 +83,20 @@ def convert_along(chain: Chain, model: Any, example: tuple[Any, ...]) -> Convers
     return Conversion(tuple(artifacts), (perf_counter() - start) * 1e3)
 
 
-def examine(subject: Subject, chain: Chain, plan: Sequence[Point] = PLAN, run: str = "") -> Iterator[Record]:
+def examine(subject: Subject, chain: Chain, plan: Sequence[Point] = PLAN) -> Iterator[Record]:
     """Records of one subject and chain: one per point of the plan, in each precision that the chain computes in.
 
     The converter is given the source in that precision, in eval mode, on the CPU; the truth is the same source in
     float64. A converter that fails costs its own verdicts: only a source that cannot be judged (`ParityError`) raises.
     """
-    model = subject.model()
-    base = Record(
-        run=run,
+    model, base = subject.model(), identity(subject, chain)
+    for dtype in chain.dtypes:
+        yield from _Examination(subject, chain, model, replace(base, dtype=dtype)).records(plan)
+
+
+def identity(subject: Subject, chain: Chain) -> Record:
+    """A record that says what is examined, and nothing yet about what was found."""
+    return Record(
         path=chain.path.name,
         converter=chain.name,
         case=subject.id,
@@ -99,8 +104,6 @@ def examine(subject: Subject, chain: Chain, plan: Sequence[Point] = PLAN, run: s
         layers=subject.layers,
         seed=subject.seed,
     )
-    for dtype in chain.dtypes:
-        yield from _Examination(subject, chain, model, replace(base, dtype=dtype)).records(plan)
 
 
 class _Examination:
@@ -138,7 +141,7 @@ class _Examination:
             if finding.verdict == FAIL:
                 columns |= self._blame(point, conversion, inputs)
             elif point.timed:
-                columns |= self._speed(point, inputs, target)
+                columns |= self._speed(point, tuple(array[:1] for array in inputs), target)
         except Exception as error:
             return _refusal(error)
         return columns

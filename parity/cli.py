@@ -1,0 +1,187 @@
+"""The `parity` command. It exits with 0 (the same function), 1 (it is not), or 2 (it cannot be said: bad input)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from parity.errors import ParityError
+from parity.records import Record
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; every error that a user can make is one line."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except ParityError as error:
+        print(f"parity: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="parity", description="Is the converted model still the same function?")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    check = commands.add_parser("check", help="convert a model of yours and compare it with its source")
+    check.add_argument("model", metavar="MODEL", help="file of torch.save(model, file), or module:function")
+    check.add_argument("--input-shape", metavar="1,12", required=True, action="append", type=_shape,
+                       help="shape of an input, batch axis first; once per input")  # fmt: skip
+    check.add_argument("--path", default="torch-casadi", help="default: %(default)s")
+    check.add_argument("--converter", default="reference", help="default: %(default)s")
+    check.add_argument("--check", action="append", help="value, jacobian or hessian; default: all")
+    check.add_argument("--seed", type=int, default=0, help="seed of the random inputs; default: 0")
+    check.add_argument("--speed", action="store_true", help="time it too")
+    check.add_argument("--trust", action="store_true", help="read a pickle, which can run code")
+    check.add_argument("--report", metavar="DIR", type=Path, help="write a report")
+    check.set_defaults(command=_check)
+
+    listing = commands.add_parser("list", help="paths, converters and families of cases")
+    listing.set_defaults(command=_list)
+
+    repro = commands.add_parser("repro", help="run one case again, and show its model")
+    repro.add_argument("case", metavar="CASE", help="such as dag-0-17")
+    repro.add_argument("--path", default="torch-casadi", help="default: %(default)s")
+    repro.add_argument("--converter", default="reference", help="default: %(default)s")
+    repro.set_defaults(command=_repro)
+
+    compare = commands.add_parser("compare", help="what changed between two runs, or between two converters of a run")
+    compare.add_argument("first", metavar="RUN", type=Path, help="report folder")
+    compare.add_argument("second", metavar="RUN", type=Path, nargs="?", help="another one")
+    compare.add_argument("--converters", nargs=2, metavar=("FIRST", "SECOND"), help="of one run")
+    compare.set_defaults(command=_compare)
+
+    report = commands.add_parser("report", help="write the report of a run again, of a killed one too")
+    report.add_argument("folder", metavar="RUN", type=Path)
+    report.set_defaults(command=_report)
+
+    merge = commands.add_parser("merge", help="join the records of several runs into one report")
+    merge.add_argument("folder", metavar="DIR", type=Path, help="the new report folder")
+    merge.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    merge.set_defaults(command=_merge)
+    return parser
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape: give positive sizes with commas, such as 1,12")
+    return shape
+
+
+def _check(options: argparse.Namespace) -> int:
+    from parity.api import check
+    from parity.cases.weights import random_state
+    from parity.model_file import load_model
+    from parity.paths import path
+
+    path(options.path).require()
+    model = load_model(options.model, trust=options.trust)
+    inputs = tuple(
+        random_state(options.seed, number).standard_normal(shape) for number, shape in enumerate(options.input_shape)
+    )
+    records = check(
+        model,
+        options.converter,
+        inputs,
+        path=options.path,
+        speed=options.speed,
+        name=Path(options.model).name,
+        **({"checks": options.check} if options.check else {}),
+    )
+    return _show(records, options.report)
+
+
+def _repro(options: argparse.Namespace) -> int:
+    from parity.cases.case import case_from_id
+    from parity.converters.registry import find_chain
+    from parity.paths import path
+    from parity.pipeline import examine
+
+    way = path(options.path)
+    way.require()
+    case = case_from_id(options.case, way.source)
+    print(case.model())
+    return _show(list(examine(case, find_chain(way, options.converter))), None)
+
+
+def _show(records: list[Record], report: Path | None) -> int:
+    from parity.api import failed
+
+    for record in records:
+        print(record.summary())
+    if report:
+        from parity.run_folder import RunFolder, describe_environment, run_id
+
+        run = run_id()
+        folder = RunFolder(report, run, describe_environment(run, 0, ["torch", "casadi"]))
+        for record in records:
+            folder.append(record)
+        folder.close()
+        print(f"report: {folder.index}")
+    return 1 if failed(records) or all(record.verdict == "unsupported" for record in records) else 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from parity.cases.case import case_ids
+    from parity.cases.families import families
+    from parity.converters.registry import BROKEN, chains
+    from parity.paths import PATHS
+
+    for path in PATHS:
+        if path.missing():
+            print(f"{path.name}: needs {', '.join(path.missing())}: {path.install_command}")
+            continue
+        print(f"{path.name}: {', '.join(chain.name for chain in chains(path))}")
+        names = ", ".join(families(path.source))
+        print(f"  {len(case_ids(source=path.source))} cases of the families {names}")
+    for name, reason in BROKEN.items():
+        print(f"converters of entry point {name!r} cannot be loaded: {reason}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from parity import report
+
+    if options.converters:
+        print(report.compare_converters(options.first, *options.converters))
+    elif options.second:
+        print(report.compare(options.first, options.second))
+    else:
+        raise ParityError("give a second run to compare with, or --converters FIRST SECOND")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from parity import report
+
+    try:
+        print(report.write(options.folder))
+    except OSError as error:
+        raise ParityError(f"cannot write the report to {options.folder}: {error.strerror}") from error
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from parity.report.reading import read_run
+    from parity.run_folder import RunFolder, run_id
+
+    runs = [read_run(folder) for folder in options.runs]
+    environment = {"merged from": [str(folder) for folder in options.runs], **runs[0].environment}
+    notices = [notice for run in runs for notice in run.notices]
+    merged = RunFolder(options.folder, run_id(), environment, notices)
+    for run in runs:
+        for record in run.records:
+            merged.append(replace(record, run=record.run))
+    merged.close()
+    print(merged.index)
+    return 0

@@ -1,0 +1,84 @@
+"""What the fixture `parity` gives a test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from parity.errors import ParityError
+from parity.records import UNSUPPORTED, Record
+
+if TYPE_CHECKING:
+    from parity.cases.case import Case
+    from parity.converters.registry import Chain
+    from parity.worker import Worker
+
+PROPERTY = "parity"
+"""The user property by which records travel on test reports, also from pytest-xdist's workers."""
+
+
+class Parity:
+    """Compares models with what they were converted to; every record goes into the run's report."""
+
+    def __init__(self, request: pytest.FixtureRequest, worker: Worker, timeout: float) -> None:
+        self._request, self._worker, self._timeout = request, worker, timeout
+
+    def check(self, source: Any, converted: Any, inputs: Any, **options: Any) -> list[Record]:
+        """`parity.assert_parity`: AssertionError unless every check passes. Gives the records."""
+        __tracebackhide__ = True
+        from parity import api
+
+        options.setdefault("name", self._request.node.name)
+        return api.require(self._keep(api.check(source, converted, inputs, **options)))
+
+    def convert(self, model: Any, target: str, example: Any, **options: Any) -> Any:
+        """`parity.convert`."""
+        from parity import api
+
+        return api.convert(model, target, example, **options)
+
+    def run(self, case: Case, chain: Chain, *, speed: bool = False) -> list[Record]:
+        """Send a case through a chain of converters and check it at every kind of inputs; `speed` times it too.
+
+        A shipped or installed converter runs in a process of its own, one registered by a test runs in this one.
+        The test fails if any check does, and is skipped where the converter says no to all of them.
+        """
+        __tracebackhide__ = True
+        from parity.api import failed
+        from parity.pipeline import PLAN, examine, timed
+
+        plan = timed(PLAN) if speed else PLAN
+        try:
+            if chain.installed and self._timeout:
+                records = self._keep(self._worker.examine(case.id, chain, plan, self._timeout))
+            else:
+                records = self._keep(examine(case, chain, plan))
+        except ParityError as error:
+            pytest.fail(str(error), pytrace=False)
+        if bad := failed(records):
+            again = f"again: {bad[0].reproducer}"
+            pytest.fail("\n".join([*(record.summary() for record in bad), again]), pytrace=False)
+        if all(record.verdict == UNSUPPORTED for record in records):
+            pytest.skip(records[0].message)
+        return records
+
+    def _keep(self, records: Iterable[Record]) -> list[Record]:
+        """Attach the records to the test's report one by one: those before an exception are kept."""
+        kept = []
+        for record in records:
+            if record.family != "own":
+                record = replace(record, reproducer=reproducer(record))
+            if record.speed_ratio is not None and "PYTEST_XDIST_WORKER" in os.environ:
+                record = replace(record, message=f"{record.message}; timed under pytest-xdist, beside other tests")
+            self._request.node.user_properties.append((PROPERTY, record.to_plain()))
+            kept.append(record)
+        return kept
+
+
+def reproducer(record: Record) -> str:
+    """The command that runs the record's case through the same converters again."""
+    return f"parity repro {record.case} --path {record.path} --converter {record.converter}"

@@ -1,0 +1,60 @@
+"""The user's own model, named on a command line: a file that torch saved, or a function that builds it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from parity.errors import ParityError
+from parity.runtimes import representation_of
+
+
+def load_model(name: str, *, trust: bool = False) -> Any:
+    """Load `MODEL.pt` (a whole module, `torch.save(model, file)`) or build `module:function`.
+
+    A pickle can run any code while it is read, so a file is refused without `trust`. Raises `ParityError`.
+    """
+    model = _build(name) if _is_function(name) else _read(Path(name), trust)
+    if representation_of(model) is None:
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        hint = "a state dict holds no model: name a function that builds it, as module:function"
+        raise ParityError(f"{name} gives a {kind}, not a torch.nn.Module{'; ' + hint if isinstance(model, dict) else ''}")
+    return model
+
+
+def _is_function(name: str) -> bool:
+    module, colon, function = name.partition(":")
+    return bool(colon) and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def _build(name: str) -> Any:
+    module, _, function = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: the user's modules lie where the command is given
+    try:
+        build = getattr(importlib.import_module(module), function)
+        return build()
+    except Exception as error:
+        raise ParityError(f"cannot build {name}: {type(error).__name__}: {_line(error)}") from error
+
+
+def _read(file: Path, trust: bool) -> Any:
+    import torch
+
+    if not file.is_file():
+        raise ParityError(f"no file {file}: give a model saved by torch.save(model, file), or module:function")
+    if not zipfile.is_zipfile(file):
+        raise ParityError(f"{file} is not a file that torch.save wrote, or it is cut off")
+    if not trust:
+        raise ParityError(f"{file} is a pickle, which can run any code when it is read: add --trust if you trust it")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=False)
+    except Exception as error:
+        raise ParityError(f"cannot read {file}: {type(error).__name__}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]

@@ -1,0 +1,111 @@
+"""The folder that a run writes: records as they come, facts about the machine, and a report that is always readable."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from parity import report
+from parity.checks.tolerance import LIMITS
+from parity.errors import ParityError
+from parity.records import Record, ResultsFile, write_json
+
+RENDER_SECONDS = 10.0
+"""How old the page may get while the run goes on, unless drawing it takes long."""
+PACKAGES = ("pytest-parity", "pytest", "pytest-benchmark", "numpy", "scipy", "pandas")
+
+
+class RunFolder:
+    """`results.csv` and what is made from it. A full disk moves the run to a temporary folder and is not forgotten."""
+
+    def __init__(self, folder: Path, run: str, environment: dict[str, Any], notices: Sequence[str] = ()) -> None:
+        self.folder, self.run, self.environment, self.notices = folder, run, environment, list(notices)
+        self.records: list[Record] = []
+        self.moved = False
+        try:
+            self._open(folder)
+        except OSError as error:
+            raise ParityError(f"cannot write the report to {folder}: {error.strerror}; choose --parity-report") from error
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "index.html"
+
+    def append(self, record: Record) -> None:
+        """Keep a record, and draw the page anew if it has got old."""
+        record = replace(record, run=self.run)
+        self.records.append(record)
+        self._write(lambda: self._results.append(record))
+        if monotonic() > self._next_render:
+            self.render(finished=False)
+
+    def render(self, *, finished: bool) -> None:
+        """Write the page, the summary and the JSON."""
+        start = monotonic()
+        self._write(lambda: report.write(self.folder, notices=self.notices, finished=finished))
+        self._next_render = monotonic() + max(RENDER_SECONDS, 20 * (monotonic() - start))
+
+    def close(self) -> None:
+        self.render(finished=True)
+        self._results.close()
+
+    def _open(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._results = ResultsFile(folder / "results.csv")
+        write_json(folder / "environment.json", self.environment)
+        report.write(folder, notices=self.notices, finished=False)
+        self._next_render = monotonic() + RENDER_SECONDS
+
+    def _write(self, action: Any) -> None:
+        try:
+            action()
+        except OSError as error:
+            if self.moved:
+                raise
+            self._move(error)
+
+    def _move(self, error: OSError) -> None:
+        """Go on in a temporary folder with everything measured so far."""
+        self.moved = True
+        refuge = Path(tempfile.mkdtemp(prefix="parity-report-"))
+        self.notices.append(f"{self.folder} could not be written ({error.strerror}): the report went to {refuge}")
+        self._open(refuge)
+        for record in self.records:
+            self._results.append(record)
+
+
+def run_id() -> str:
+    """The date and time, by which runs sort."""
+    return datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def describe_environment(run: str, seed: int, packages: Sequence[str]) -> dict[str, Any]:
+    """Facts that every record of a run shares. Versions are read from metadata: nothing is imported."""
+    return {
+        "run": run,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "seed": seed,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "limits": LIMITS,
+        "versions": {name: found for name in (*PACKAGES, *packages) if (found := _version(name))},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,1 @@
+"""The shipped suites, one file per path: what `pytest --parity` runs. Installed as `parity.suites`."""
