@@ -17,6 +17,8 @@ def load_model(name: str, *, trust: bool = False) -> Any:
 
     A pickle can run any code while it is read, so a file is refused without `trust`. Raises `ParityError`.
     """
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: the user's modules lie where the command is given
     model = _build(name) if _is_function(name) else _read(Path(name), trust)
     if representation_of(model) is None:
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
@@ -32,12 +34,10 @@ def _is_function(name: str) -> bool:
 
 def _build(name: str) -> Any:
     module, _, function = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does: the user's modules lie where the command is given
     try:
         build = getattr(importlib.import_module(module), function)
         return build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ParityError(f"cannot build {name}: {type(error).__name__}: {_line(error)}") from error
 
 

@@ -48,6 +48,7 @@ class Settings:
 
 SETTINGS = pytest.StashKey[Settings]()
 DESELECTED = pytest.StashKey[int]()
+DESELECTED_BY_WORKER = "parity_deselected"
 OPTIONS = {
     "path": ("NAME", "Run only this path (may be repeated), such as torch-casadi."),
     "converter": ("NAME", "Run only this converter, or chain of converters joined by + (may be repeated)."),
@@ -68,12 +69,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(args: list[str]) -> None:
+def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
     """Let a printed node id (`parity/suites/test_x.py::test_y[z]`) be pasted back on the command line."""
+    named = early_config.known_args_namespace.file_or_dir  # not --deselect's ids: these stay as they are printed
     for number, argument in enumerate(args):
         file, separator, rest = argument.partition("::")
         _, ours, name = file.rpartition(SUITES)
-        if ours and name.endswith(".py") and not Path(file).exists():
+        if argument in named and ours and name.endswith(".py") and not Path(file).exists():
             args[number] = f"{_suites_folder()}/{name}{separator}{rest}"
 
 
@@ -86,7 +88,7 @@ def _suites_folder() -> Path:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "parity(path, families=…, cases=…): a parity test, run with --parity only; "
+        "parity(path=…, families=…, cases=…): a parity test, run with --parity only; "
         "gives the fixtures parity_case and parity_chain one random case and converter each.",
     )
     config.stash[SETTINGS] = settings = _settings(config)
@@ -109,12 +111,12 @@ def _settings(config: pytest.Config) -> Settings:
             value = kind(given) if given else default
         except ValueError:
             value = -1
-        if value is not None and value < 0:
+        if value is not None and not value >= 0:  # written so that nan fails
             raise pytest.UsageError(f"--parity-{name} takes a number from 0 on, not {given!r}")
         return value
 
     try:
-        paths = tuple(path(name) for word in option("path") for name in word.split(",")) or PATHS
+        paths = tuple(dict.fromkeys(path(name) for word in option("path") for name in word.split(","))) or PATHS
     except ParityError as error:
         raise pytest.UsageError(str(error)) from None
     return Settings(
@@ -156,6 +158,7 @@ class SuiteModule(pytest.Module):
         return False
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     if module_path.name.startswith("test_") and module_path.parent == _suites_folder():
         module: pytest.Module = SuiteModule.from_parent(parent, path=module_path, nodeid=SUITES + module_path.name)
@@ -208,7 +211,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if parity:
         config.hook.pytest_deselected(items=parity)
         config.stash[DESELECTED] = len(parity)
-        items[:] = [item for item in items if item not in set(parity)]
+        items[:] = [item for item in items if not item.get_closest_marker("parity")]
+        if hasattr(config, "workeroutput"):
+            config.workeroutput[DESELECTED_BY_WORKER] = len(parity)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """pytest-xdist: the workers deselect, the main process tells."""
+    count = getattr(node, "workeroutput", {}).get(DESELECTED_BY_WORKER, 0)
+    node.config.stash[DESELECTED] = max(node.config.stash[DESELECTED], count)
 
 
 # --- fixtures ---------------------------------------------------------------------------------------------------------
@@ -270,7 +282,8 @@ def _broken() -> list[str]:
     from parity.converters.registry import BROKEN, load_converters
 
     load_converters()
-    return [f"converters of entry point {name!r} cannot be loaded: {reason}" for name, reason in BROKEN.items()]
+    lines = {name: " ".join(reason.split()) for name, reason in BROKEN.items()}
+    return [f"converters of entry point {name!r} cannot be loaded: {reason}" for name, reason in lines.items()]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -21,7 +21,7 @@ class Recorder:
         self.folder = folder
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call":
+        if report.when == "teardown":  # once per test: the records of its fixtures too, and of subtests only once
             for name, value in report.user_properties:
                 if name == PROPERTY and isinstance(value, dict):
                     self.folder.append(Record(**value))

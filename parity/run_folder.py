@@ -7,7 +7,8 @@ import platform
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -35,7 +36,7 @@ class RunFolder:
         try:
             self._open(folder)
         except OSError as error:
-            raise ParityError(f"cannot write the report to {folder}: {error.strerror}; choose --parity-report") from error
+            raise ParityError(f"cannot write the report to {folder}: {_reason(error)}; choose another folder") from error
 
     @property
     def index(self) -> Path:
@@ -43,9 +44,9 @@ class RunFolder:
 
     def append(self, record: Record) -> None:
         """Keep a record, and draw the page anew if it has got old."""
-        record = replace(record, run=self.run)
-        self.records.append(record)
+        record = replace(record, run=record.run or self.run)
         self._write(lambda: self._results.append(record))
+        self.records.append(record)
         if monotonic() > self._next_render:
             self.render(finished=False)
 
@@ -57,7 +58,7 @@ class RunFolder:
 
     def close(self) -> None:
         self.render(finished=True)
-        self._results.close()
+        self._write(lambda: self._results.close())
 
     def _open(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,22 +68,34 @@ class RunFolder:
         report.write(folder, notices=self.notices, finished=False)
         self._next_render = monotonic() + RENDER_SECONDS
 
-    def _write(self, action: Any) -> None:
+    def _write(self, action: Callable[[], object]) -> None:
+        """Write in the folder, or if it is full or gone, in a temporary one; the run goes on in any case."""
         try:
-            action()
-        except OSError as error:
-            if self.moved:
-                raise
-            self._move(error)
+            try:
+                action()
+            except (OSError, ParityError) as error:
+                if self.moved:
+                    raise
+                self._move(error)
+                action()
+        except (OSError, ParityError) as error:
+            notice = f"{self.folder} could not be written either ({_reason(error)}): records are lost"
+            self.notices += [notice] if notice not in self.notices else []
 
-    def _move(self, error: OSError) -> None:
+    def _move(self, error: OSError | ParityError) -> None:
         """Go on in a temporary folder with everything measured so far."""
         self.moved = True
+        with suppress(OSError):
+            self._results.close()  # what it still holds has no place there, and is written again here
         refuge = Path(tempfile.mkdtemp(prefix="parity-report-"))
-        self.notices.append(f"{self.folder} could not be written ({error.strerror}): the report went to {refuge}")
+        self.notices.append(f"{self.folder} could not be written ({_reason(error)}): the report went to {refuge}")
         self._open(refuge)
         for record in self.records:
             self._results.append(record)
+
+
+def _reason(error: OSError | ParityError) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def run_id() -> str:

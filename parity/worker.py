@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any
 
 from parity.cases.case import case_from_id
@@ -23,6 +27,10 @@ from parity.records import CRASH, TIMEOUT, Record
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """One thread per framework: their pools disturb one another, and speed ratios with them."""
+START_SECONDS = 120.0
+"""The process imports frameworks before its first answer: that is not the converter's time."""
+LONGEST_POLL = 1e6
+"""What the operating system takes for a time limit, in seconds."""
 
 
 class Worker:
@@ -38,23 +46,29 @@ class Worker:
         `timeout` is in seconds, for one record. Raises `ParityError` where the source itself cannot be judged.
         """
         connection = self._start()
-        connection.send((case_id, chain.path.name, chain.name, tuple(plan)))
-        done = 0
-        while True:
-            try:
-                kind, content = connection.recv() if connection.poll(timeout) else (TIMEOUT, None)
-            except (EOFError, ConnectionError):
-                kind, content = CRASH, None
-            if kind == "record":
-                done += 1
-                yield content
-            elif kind == "done":
-                return
-            elif kind == "error":
-                raise ParityError(content)
-            else:
-                yield from self._lost(kind, case_id, chain, plan, done, timeout)
-                return
+        patience = max(timeout, START_SECONDS)
+        done, answered = 0, False
+        try:
+            connection.send((case_id, chain.path.name, chain.name, tuple(plan)))
+            while not answered:
+                try:
+                    ready = connection.poll(min(patience, LONGEST_POLL))
+                    kind, content = connection.recv() if ready else (TIMEOUT, None)
+                except (EOFError, ConnectionError):
+                    kind, content = CRASH, None
+                patience = timeout
+                answered = kind in ("done", "error")
+                if kind == "record":
+                    done += 1
+                    yield content
+                elif kind == "error":
+                    raise ParityError(content)
+                elif kind in (CRASH, TIMEOUT):
+                    yield from self._lost(kind, case_id, chain, plan, done, timeout)
+                    return
+        finally:
+            if not answered:  # left early, by a time limit on tests say: what it still sends belongs to no later case
+                self.close()
 
     def close(self) -> None:
         """End the process."""
@@ -72,7 +86,8 @@ class Worker:
             context = get_context("spawn")
             self._connection, theirs = context.Pipe()
             self._process = context.Process(target=serve, args=(theirs,), daemon=True, name="parity-worker")
-            self._process.start()
+            with _main_module_hidden():
+                self._process.start()
             theirs.close()
         return self._connection
 
@@ -91,6 +106,17 @@ class Worker:
             yield replace(base, dtype=dtype, check=point.check, regime=point.regime, batch=point.batch)
 
 
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Otherwise the new process first runs the script that called `pytest.main()`, once more."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def serve(connection: Connection) -> None:
     """The process's own loop: a request in, its records out."""
     os.environ.update(dict.fromkeys(THREADS, "1"))
@@ -101,6 +127,9 @@ def serve(connection: Connection) -> None:
         except EOFError:
             return
         try:
+            for package in path_named(path).packages:
+                import_module(package)
+            connection.send(("ready", None))
             chain = find_chain(path_named(path), chain_name)
             for record in examine(case_from_id(case_id, chain.path.source), chain, plan):
                 connection.send(("record", record))

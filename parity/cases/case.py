@@ -9,18 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from parity.cases.families import families, layer_families
 from parity.cases.spec import ModelSpec
 from parity.cases.torch_layers import build
 from parity.cases.weights import draw_inputs, fill
 from parity.errors import ParityError
-
 if TYPE_CHECKING:
     import numpy as np
-
-Option = TypeVar("Option")
 
 
 @dataclass(frozen=True)
@@ -54,24 +51,6 @@ class Case:
         return draw_inputs(self.id, regime, batch, self.spec.input_shapes)
 
 
-class _Stratified(Random):
-    """`choice` that walks through all its options as `number` grows, in an order that the seed shuffles.
-
-    A few cases of one layer thus meet every option of every argument, whatever the seed.
-    """
-
-    def __init__(self, seed: str, number: int) -> None:
-        super().__init__(f"{seed}/{number}")
-        self._seed, self._number, self._calls = seed, number, 0
-
-    def choice(self, options: Sequence[Option]) -> Option:  # type: ignore[override]
-        self._calls += 1
-        block, place = divmod(self._number, len(options))
-        order = list(range(len(options)))
-        Random(f"{self._seed}/{self._calls}/{block}").shuffle(order)
-        return options[order[place]]
-
-
 def case_ids(
     names: Sequence[str] | None = None, seed: int = 0, count: int | None = None, source: str = "torch"
 ) -> list[str]:
@@ -102,10 +81,11 @@ def case_from_id(case_id: str, source: str = "torch") -> Case:
     family = families(source).get(name)
     if family is None or not seed.isdigit() or not number.isdigit():
         raise ParityError(f"no case {case_id!r}: an id is family-seed-number, such as dag-0-17; see `parity list`")
-    if name in layer_families(source):
-        rng: Random = _Stratified(f"{name}-{seed}", int(number))
-        return Case(case_id, "layer", int(seed), lambda: family.draw(rng, int(number)), source)
-    if not family.random and int(number) >= family.count:
+    if not family.random and name not in layer_families(source) and int(number) >= family.count:
         raise ParityError(f"no case {case_id!r}: family {name} has the numbers 0 to {family.count - 1}")
-    rng = Random(case_id)
-    return Case(case_id, name, int(seed), lambda: family.draw(rng, int(number)), source, family.initialise)
+
+    def draw() -> ModelSpec:
+        return family.draw(Random(case_id), int(seed), int(number))
+
+    shown = "layer" if name in layer_families(source) else name
+    return Case(case_id, shown, int(seed), draw, source, family.initialise)

@@ -24,12 +24,12 @@ LAYER_CASES = 3
 
 @dataclass(frozen=True)
 class Family:
-    """Cases of one kind. `draw(rng, number)` gives a spec; `initialise(model, seed)` gives its model weights."""
+    """Cases of one kind. `draw(rng, seed, number)` gives a spec; `initialise(model, seed)` gives its model weights."""
 
     name: str
     count: int
     """How many cases a run takes, unless the user says how many."""
-    draw: Callable[[Random, int], ModelSpec]
+    draw: Callable[[Random, int, int], ModelSpec]
     initialise: Callable[[Any, object], None] = fill
     random: bool = False
     """The user's `--parity-cases` sets how many."""
@@ -43,14 +43,17 @@ def families(source: str = "torch") -> dict[str, Family]:
         Family("recipe", 3, _recipe),
         Family("network", 3, _network),
         Family("pendulum", 1, _pendulum, initialise=_train_pendulum),
-        Family("dag", 50, lambda rng, number: generate(rng, vocabulary), random=True),
+        Family("dag", 50, lambda rng, seed, number: generate(rng, vocabulary), random=True),
     ]
     known += [_layer_family(vocabulary, layer) for layer in vocabulary]
     return {family.name: family for family in known}
 
 
 def _layer_family(vocabulary: Vocabulary, layer: Layer) -> Family:
-    return Family(layer.name, LAYER_CASES, lambda rng, number: generate_layer(rng, vocabulary, layer))
+    def draw(rng: Random, seed: int, number: int) -> ModelSpec:
+        return generate_layer(rng, vocabulary, layer, seed, number)
+
+    return Family(layer.name, LAYER_CASES, draw)
 
 
 def layer_families(source: str = "torch") -> tuple[str, ...]:
@@ -70,12 +73,12 @@ def _linear(inputs: int, outputs: int) -> tuple[str, Arguments]:
     return "Linear", {"in_features": inputs, "out_features": outputs}
 
 
-def _recipe(rng: Random, number: int) -> ModelSpec:
+def _recipe(rng: Random, seed: int, number: int) -> ModelSpec:
     """Linear(2, 1); the same with ReLU; the same again, whose Jacobian the recipe takes (every case's is checked)."""
     return _chain(TORCH, (2,), _linear(2, 1), *([("ReLU", {})] if number == 1 else []))
 
 
-def _network(rng: Random, number: int) -> ModelSpec:
+def _network(rng: Random, seed: int, number: int) -> ModelSpec:
     tanh, relu, gelu = ("Tanh", {}), ("ReLU", {}), ("GELU", {})
     norm = ("LayerNorm", {"normalized_shape": [64]})
     convolution = {"in_channels": 1, "out_channels": 8, "kernel_size": 3}
@@ -88,7 +91,7 @@ def _network(rng: Random, number: int) -> ModelSpec:
     return _chain(TORCH, shape, *layers)
 
 
-def _pendulum(rng: Random, number: int) -> ModelSpec:
+def _pendulum(rng: Random, seed: int, number: int) -> ModelSpec:
     tanh = ("Tanh", {})
     return _chain(TORCH, (3,), _linear(3, 64), tanh, _linear(64, 64), tanh, _linear(64, 2))
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 from random import Random
+from typing import TypeVar
 
 from parity.cases.spec import ModelSpec, Node, Shape
 from parity.cases.vocabulary import KINDS, Layer, Vocabulary
 
+Option = TypeVar("Option")
 LARGEST_VALUE = 256
 """Elements of the largest tensor in a generated model: derivatives of every output by every input stay cheap."""
 LARGEST_OUTPUT = 48
@@ -26,18 +28,41 @@ def generate(rng: Random, vocabulary: Vocabulary, size: int = 8) -> ModelSpec:
     return _join(rng, vocabulary, spec)
 
 
-def generate_layer(rng: Random, vocabulary: Vocabulary, layer: Layer) -> ModelSpec:
-    """A model of one layer; a merging layer gets the input and one layer of it. Raises RuntimeError if none fits."""
+def generate_layer(rng: Random, vocabulary: Vocabulary, layer: Layer, seed: int, number: int) -> ModelSpec:
+    """The `number`-th model of one layer; a merging layer gets the input and one layer of it.
+
+    Its arguments are stratified, its shapes are random. Raises RuntimeError if none of many shapes fits them.
+    """
+    rank = layer.ranks[number % len(layer.ranks)]
     for _ in range(100):
-        spec = ModelSpec((draw_shape(rng, rng.choice(layer.ranks)),), ())
+        spec = ModelSpec((draw_shape(rng, rank),), ())
+        arguments = Stratified(f"{layer.name}-{seed}", number)
         if layer.arity == 2:
             branch = _append(rng, vocabulary, spec, vocabulary["Tanh"], (0,))
-            grown = branch and _append(rng, vocabulary, branch, layer, (1, 0))
+            grown = branch and _append(arguments, vocabulary, branch, layer, (1, 0), 2 * LARGEST_VALUE)
         else:
-            grown = _append(rng, vocabulary, spec, layer, (0,))
+            grown = _append(arguments, vocabulary, spec, layer, (0,), 2 * LARGEST_VALUE)
         if grown is not None:
             return grown
     raise RuntimeError(f"no arguments of {layer.name} fit any of 100 random shapes: mend its vocabulary entry")
+
+
+class Stratified(Random):
+    """`choice` that walks through all its options as `number` grows, in an order that the seed shuffles.
+
+    A few cases of one layer thus meet every option of every argument, whatever the seed.
+    """
+
+    def __init__(self, seed: str, number: int) -> None:
+        super().__init__(f"{seed}/{number}")
+        self._seed, self._number, self._calls = seed, number, 0
+
+    def choice(self, options: Sequence[Option]) -> Option:  # type: ignore[override]
+        self._calls += 1
+        block, place = divmod(self._number, len(options))
+        order = list(range(len(options)))
+        Random(f"{self._seed}/{self._calls}/{block}").shuffle(order)
+        return options[order[place]]
 
 
 def draw_shape(rng: Random, rank: int) -> Shape:
@@ -69,13 +94,18 @@ def _partners(rng: Random, spec: ModelSpec, value: int) -> tuple[int, int] | Non
 
 
 def _append(
-    rng: Random, vocabulary: Vocabulary, spec: ModelSpec, layer: Layer, inputs: Sequence[int]
+    rng: Random,
+    vocabulary: Vocabulary,
+    spec: ModelSpec,
+    layer: Layer,
+    inputs: Sequence[int],
+    largest: int = LARGEST_VALUE,
 ) -> ModelSpec | None:
     arguments = layer.draw(rng, spec.shape_of(inputs[0]))
     if arguments is None:
         return None
     shape = vocabulary.infer_shape(layer.name, arguments, [spec.shape_of(value) for value in inputs])
-    if prod(shape) > LARGEST_VALUE:
+    if prod(shape) > largest:
         return None
     return ModelSpec(spec.input_shapes, (*spec.nodes, Node(layer.name, arguments, tuple(inputs), shape)))
 

@@ -272,11 +272,13 @@ TORCH.plain("reshaping", (2, 3), "Flatten")
 @layer("Upsample", "reshaping", 2, 3)
 def upsample(rng: Random, shape: Shape) -> Arguments:
     smooth = {2: "linear", 3: "bilinear"}[len(shape)]
-    mode = rng.choice(("nearest", smooth))
+    mode = rng.choice(("nearest", smooth, f"{smooth} by corners"))
     size: Arguments = {"scale_factor": 2}
     if rng.choice((True, False)):
         size = {"size": [length + rng.choice((1, 3)) for length in shape[1:]]}
-    return {**size, "mode": mode, **({"align_corners": rng.choice((True, False))} if mode == smooth else {})}
+    if mode == "nearest":
+        return {**size, "mode": mode}
+    return {**size, "mode": smooth, "align_corners": mode != smooth}
 
 
 @layer("ZeroPad2d", "reshaping", 3)

@@ -18,15 +18,17 @@ from parity.report.tables import ranking
 __all__ = ["compare", "compare_converters", "ranking", "summary", "write"]
 
 
-def write(folder: Path, *, notices: Sequence[str] = (), finished: bool = True) -> Path:
+def write(folder: Path, *, notices: Sequence[str] | None = None, finished: bool | None = None) -> Path:
     """Write `results.json`, `summary.md` and `index.html` beside `results.csv`; returns the page's path.
 
-    `notices` are lines shown at the top, such as a path that could not run and what installs it. Raises `ParityError`
-    where `folder` holds no `results.csv`, or one of another format.
+    `notices` are lines shown at the top, such as a path that could not run and what installs it. Without them, and
+    without `finished`, those of the last write stand, so that a killed run can be reported again. Raises
+    `ParityError` where `folder` holds no `results.csv`, or one of another format.
     """
     run = read_run(folder, notices, finished=finished)
     records = [record.to_plain() for record in run.records]
-    write_json(folder / "results.json", {"run": run.name, "notices": run.notices, "records": records})
+    content = {"run": run.name, "finished": run.finished, "notices": run.given_notices, "records": records}
+    write_json(folder / "results.json", content)
     write_atomically(folder / "summary.md", markdown.summary(run))
     index = folder / "index.html"
     write_atomically(index, html.page(run))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from parity.errors import ParityError
 from parity.records import BAD_VERDICTS, UNSUPPORTED
-from parity.report.markdown import speed_text, table_of, text
+from parity.report.markdown import table_of, text
 from parity.report.reading import read_records, tabulate
-from parity.report.tables import significant, verdict_counts
+from parity.report.tables import as_rows, significant, speed_text, verdict_counts
 
 if TYPE_CHECKING:
     import pandas
@@ -112,7 +112,7 @@ def _speeds(both: pandas.DataFrame, keys: Sequence[str]) -> list[str]:
             speed_text({name: row[f"{name}_{side}"] for name in ("speed_ratio", "speed_low", "speed_high")})
             for side in ("first", "second")
         )
-        for row in changed.to_dict("records")
+        for row in as_rows(changed)
     ]
     title = f"## Speed: {int(slower.sum())} slower, {int(faster.sum())} faster, outside both intervals"
     return _section(title, changed, keys, values) or [title]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parity.records import VERDICTS
 from parity.report import tables
 from parity.report.reading import Run
-
-if TYPE_CHECKING:
-    import pandas
 
 MATRIX_ROWS = 60
 SPEED_ROWS = 40
@@ -27,7 +23,10 @@ def summary(run: Run) -> str:
     shown = [f"{tables.GLYPHS[verdict]} {count} {verdict}" for verdict, count in counts.items() if count]
     head = ["# Parity report", " · ".join(filter(None, facts)), "**" + (" · ".join(shown) or "no records yet") + "**"]
     notices = ["\n".join(f"> {text(notice)}  " for notice in run.notices)] if run.notices else []
-    sections = [] if run.table.empty else [*_ranking(run), *_matrix(run), *_speed(run), *_worst(run)]
+    sections = []
+    if not run.table.empty:
+        coverage = [part for matrix in tables.matrices(run.table) for part in _matrix(matrix)]
+        sections = [*_ranking(run), *coverage, *_speed(run), *_worst(run)]
     return "\n\n".join([*head, *notices, *sections]) + "\n"
 
 
@@ -66,54 +65,40 @@ def _ranking(run: Run) -> list[str]:
         [text(row[key]) for key in ("path", "converter", "check")]
         + [str(row[key]) for key in ("cases", *verdicts)]
         + [tables.significant(row[key]) for key in numbers]
-        for row in ranked.to_dict("records")
+        for row in tables.as_rows(ranked)
     ]
-    return ["## Converters", "Errors in rounding units of the dtype; speed above 1 is faster.", table_of(
-        header, rows, numbers_from=3
-    )]
+    units = f"{tables.error_units(run.limits)}. Speed above 1: the converted model is faster."
+    return ["## Converters", units, table_of(header, rows, numbers_from=3)]
 
 
-def _matrix(run: Run) -> list[str]:
-    matrix = tables.matrix(run.table)
-    several_paths = len({column.path for column in matrix.columns}) > 1
-    names = [
-        text(f"{column.path + ' ' if several_paths else ''}{column.converter} {column.check}")
-        for column in matrix.columns
-    ]
+def _matrix(matrix: tables.Matrix) -> list[str]:
     # Where not all rows fit, those with something wrong must.
-    rows = sorted(matrix.rows, key=lambda row: not row.bad)[:MATRIX_ROWS]
-    lines = [[text(row.name), *map(_cell, row.cells)] for row in rows]
-    title = ["## Coverage and worst error", "Passed of judged, worst error in rounding units."]
-    grid = table_of(["layer or family", *names], lines, numbers_from=1)
-    return [*title, grid, *more(len(matrix.rows), len(rows), "rows")]
-
-
-def _cell(cell: tables.Cell | None) -> str:
-    if cell is None:
-        return ""
-    if not cell.run:
-        return f"{tables.GLYPHS[cell.state]} {cell.state}"
-    return f"{tables.GLYPHS[cell.state]} {cell.passed}/{cell.run} {tables.significant(cell.worst)}".rstrip()
+    rows = [*matrix.layers, *matrix.families]
+    shown = sorted(rows, key=lambda row: not row.bad)[:MATRIX_ROWS]
+    lines = [
+        [
+            text(row.name),
+            *(text(cell.text + (f" ({cell.note})" if cell.note else "")) if cell else "" for cell in row.cells),
+        ]
+        for row in shown
+    ]
+    title = [f"## Coverage of {text(matrix.path)}", "Passed (of judged, if fewer) and the worst error."]
+    columns = [text(f"{converter} {check}") for converter, check in matrix.columns]
+    grid = table_of(["layer or family", *columns], lines, numbers_from=1)
+    return [*title, grid, *more(len(rows), len(shown), "rows")]
 
 
 def _speed(run: Run) -> list[str]:
     timed = tables.speeds(run.table)
-    if timed.empty:
+    if not timed:
         return []
     rows = [
-        [text(row[key], 80) for key in ("converter", "case", "message")] + [speed_text(row)]
-        for row in timed.head(SPEED_ROWS).to_dict("records")
+        [text(row[key], 80) for key in ("converter", "case", "check", "message")]
+        + [tables.speed_text(row), tables.speed_verdict(row)]
+        for row in timed[:SPEED_ROWS]
     ]
-    header = ["converter", "case", "timed", "speed [interval]"]
-    return ["## Speed", table_of(header, rows, numbers_from=3), *more(len(timed), SPEED_ROWS, "timed cases")]
-
-
-def speed_text(row: Any) -> str:
-    """`1.07× [1.01, 1.16]`, without the interval where none was measured."""
-    interval = [row["speed_low"], row["speed_high"]]
-    if any(math.isnan(end) for end in interval):
-        return f"{tables.significant(row['speed_ratio'])}×"
-    return f"{tables.significant(row['speed_ratio'])}× [{', '.join(map(tables.significant, interval))}]"
+    header = ["converter", "case", "check", "timed", "speed [interval]", ""]
+    return ["## Speed", table_of(header, rows, numbers_from=4), *more(len(timed), SPEED_ROWS, "timed cases")]
 
 
 def what_and_where(row: Any) -> str:
@@ -132,7 +117,7 @@ def _worst(run: Run) -> list[str]:
     entries = []
     for row in cases:
         alike = f" (and {row['alike']} more like it)" if row["alike"] else ""
-        name = f"{tables.GLYPHS[row['verdict']]} **{row['verdict']}** {text(row['case'])}"
+        name = f"{tables.GLYPHS.get(row['verdict'], '?')} **{row['verdict']}** {text(row['case'])}"
         chain = f"[{text(row['path'])} {text(row['converter'])}] {text(row['check'])}"
         sentence = text(what_and_where(row))
         entries.append(f"{name} {chain}{alike}" + (f": {sentence}" if sentence else ""))

@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from html import escape
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from parity.records import FAIL, PASS
-from parity.report.markdown import speed_text
-from parity.report.tables import CHAIN, check_order, significant, speeds
+from parity.report.tables import (
+    CHAIN,
+    as_rows,
+    check_order,
+    converter_order,
+    significant,
+    speed_text,
+    speed_verdict,
+    speeds,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -48,41 +57,44 @@ class LogAxis:
 
 def error_plot(table: pandas.DataFrame, limits: Mapping[str, float]) -> str:
     """Every `error_ratio` as a tick, a row per converter, check and dtype, with the dtype's limit; empty for none."""
-    shown = table[table["error_ratio"].notna()]
-    groups = sorted(
-        shown.groupby([*CHAIN, "check", "dtype"]),
-        key=lambda item: (item[0][0], item[0][1] != "reference", item[0][1], check_order(item[0][2]), item[0][3]),
-    )
+    columns = [*CHAIN, "check", "dtype", "verdict", "error_ratio", "case", "regime"]
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in as_rows(table.loc[table["error_ratio"].notna(), columns]):
+        groups.setdefault((row["path"], row["converter"], row["check"], row["dtype"]), []).append(row)
     if not groups:
         return ""
-    axis = LogAxis([*shown["error_ratio"], *(limits[d] for d in shown["dtype"].unique() if d in limits)], 400, 1060)
+    drawn = {dtype: limits[dtype] for *_, dtype in groups if dtype in limits}
+    axis = LogAxis([*table["error_ratio"].dropna(), *drawn.values()], 400, 1060)
+    order = sorted(groups, key=lambda key: (key[0], converter_order(key[1]), check_order(key[2]), key[3]))
     parts, chain = [], None
-    for index, ((path, converter, check, dtype), group) in enumerate(groups):
+    for index, (path, converter, check, dtype) in enumerate(order):
         y = TOP + index * ROW
         if chain != (path, converter):
             chain = (path, converter)
             parts += [_rule(y)] * (index > 0) + [_label(0, y, f"{converter}  {path}", 34, "strong")]
-        parts += [_label(225, y, f"{check} {dtype}", 25), *_marks(group, axis, y), *_limit(limits.get(dtype), axis, y)]
-        numbers = group["error_ratio"]
-        over = int((group["verdict"] == FAIL).sum())
-        parts.append(_label(1075, y, f"{significant(numbers.median())} … {significant(numbers.max())}", 20))
-        parts += [_label(WIDTH, y, f"✗ {over}", 8, "fail end")] if over else []
+        rows = groups[path, converter, check, dtype]
+        errors = [row["error_ratio"] for row in rows]
+        failed = sum(row["verdict"] == FAIL for row in rows)
+        parts += [_label(225, y, f"{check} {dtype}", 25), *_marks(rows, axis, y), *_limit(drawn.get(dtype), axis, y)]
+        parts.append(_label(1075, y, f"{significant(median(errors))} … {significant(max(errors))}", 20))
+        parts += [_label(WIDTH, y, f"✗ {failed}", 8, "fail end")] if failed else []
     header = [_label(1075, 0, "median … worst", 20, "muted"), _label(WIDTH, 0, "failed", 8, "muted end")]
     description = "Errors in rounding units, one tick per record, on a logarithmic axis"
     return _svg(description, [*header, *_axis(axis, len(groups), ""), *parts], TOP + len(groups) * ROW + 24)
 
 
-def _marks(group: pandas.DataFrame, axis: LogAxis, y: float) -> list[str]:
+def _marks(rows: Iterable[Mapping[str, Any]], axis: LogAxis, y: float) -> list[str]:
     # Ticks that would cover each other are drawn once: the page's size does not grow with the number of records.
-    stacks: dict[tuple[bool, float, str], list[Any]] = {}
-    for row in group[["verdict", "error_ratio", "case", "regime"]].itertuples(index=False):
-        key = (row.verdict == FAIL, axis.position(row.error_ratio), row.verdict)
+    stacks: dict[tuple[bool, float, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        key = (row["verdict"] == FAIL, axis.position(row["error_ratio"]), row["verdict"])
         stacks.setdefault(key, []).append(row)
     marks = []
-    for (failed, x, verdict), rows in sorted(stacks.items()):
+    for (failed, x, verdict), stack in sorted(stacks.items(), key=lambda item: item[0]):
         style = verdict if verdict in (PASS, FAIL) else "other"
-        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-        title = f"{rows[0].case} {rows[0].regime}: {verdict}, {significant(rows[0].error_ratio)}{more}"
+        more = f" and {len(stack) - 1} more" if len(stack) > 1 else ""
+        first = stack[0]
+        title = f"{first['case']} {first['regime']}: {verdict}, {significant(first['error_ratio'])}{more}"
         top, height = (y + 2, ROW - 4) if failed else (y + 5, ROW - 10)
         marks.append(f'<path class="{style}" d="M{x:g} {top}v{height}"><title>{escape(title)}</title></path>')
     return marks
@@ -98,22 +110,24 @@ def speed_plot(table: pandas.DataFrame) -> str:
     """`speed_ratio` with its interval, a row per timed record, against the line at 1×; empty for none."""
     timed = speeds(table)
     if len(timed) > SPEED_ROWS:
-        timed = timed.sort_values("speed_ratio").iloc[[*range(SPEED_ROWS // 2), *range(-SPEED_ROWS // 2, 0)]]
-        timed = speeds(timed)
-    if timed.empty:
+        ratios = sorted(row["speed_ratio"] for row in timed)
+        low, high = ratios[SPEED_ROWS // 2 - 1], ratios[-SPEED_ROWS // 2]
+        timed = [row for row in timed if not low < row["speed_ratio"] < high][:SPEED_ROWS]
+    if not timed:
         return ""
-    ends = timed[["speed_ratio", "speed_low", "speed_high"]].stack()
-    axis = LogAxis([*ends, 0.9, 1.1], 400, 860)
+    ends = [row[name] for row in timed for name in ("speed_ratio", "speed_low", "speed_high")]
+    axis = LogAxis([*ends, 0.9, 1.1], 400, 820)
     parts, chain = [], None
-    for index, row in enumerate(timed.to_dict("records")):
+    for index, row in enumerate(timed):
         y = TOP + index * ROW
         if chain != (row["path"], row["converter"]):
             chain = (row["path"], row["converter"])
             parts += [_rule(y)] * (index > 0) + [_label(0, y, f"{row['converter']}  {row['path']}", 34, "strong")]
-        parts += [_label(225, y, row["case"], 26), *_interval(row, axis, y)]
-        parts += [_label(875, y, speed_text(row), 24), _label(1035, y, row["message"], 38, "muted")]
+        parts += [_label(225, y, f"{row['case']} {row['check']}", 26), *_interval(row, axis, y)]
+        parts += [_label(835, y, speed_text(row), 26), _label(1005, y, speed_verdict(row), 9)]
+        parts.append(_label(1075, y, row["message"], 32, "muted"))
     one = f'<path class="one" d="M{axis.position(1):g} {TOP - 4}v{len(timed) * ROW + 4}"></path>'
-    header = [_label(875, 0, "speed [interval]", 24, "muted"), _label(1035, 0, "what was timed", 38, "muted")]
+    header = [_label(835, 0, "speed [interval]", 26, "muted"), _label(1075, 0, "what was timed", 32, "muted")]
     description = "Source time divided by target time: right of 1 the converted model is faster"
     height = TOP + len(timed) * ROW + 24
     return _svg(description, [*header, *_axis(axis, len(timed), "×"), one, *parts], height)
@@ -121,13 +135,12 @@ def speed_plot(table: pandas.DataFrame) -> str:
 
 def _interval(row: Mapping[str, Any], axis: LogAxis, y: float) -> list[str]:
     ratio, low, high = row["speed_ratio"], row["speed_low"], row["speed_high"]
-    style = "faster" if low > 1 else "slower" if high < 1 else "same"
-    title = escape(f"{row['case']}: {speed_text(row)} {row['message']}")
+    title = escape(f"{row['case']} {row['check']}: {speed_text(row)} {row['message']}")
     middle = y + ROW / 2
     known = not (math.isnan(low) or math.isnan(high))
     line = [f'<path d="M{axis.position(low):g} {middle}H{axis.position(high):g}"></path>'] if known else []
     dot = f'<circle cx="{axis.position(ratio):g}" cy="{middle}" r="4"></circle>'
-    return [f'<g class="{style}"><title>{title}</title>', *line, dot, "</g>"]
+    return [f'<g class="{speed_verdict(row) or "unclear"}"><title>{title}</title>', *line, dot, "</g>"]
 
 
 def _axis(axis: LogAxis, rows: int, unit: str) -> list[str]:
@@ -135,7 +148,7 @@ def _axis(axis: LogAxis, rows: int, unit: str) -> list[str]:
     marks = []
     for value in axis.ticks():
         x = axis.position(value)
-        text = f"{value:g}" if 1e-4 <= value < 1e5 else f"1e{round(math.log10(value))}"
+        text = f"{value:g}" if 1e-4 <= value < 1e4 else f"1e{round(math.log10(value))}"
         marks.append(f'<path class="grid" d="M{x:g} {TOP}V{bottom}"></path>')
         marks.append(f'<text class="muted middle" x="{x:g}" y="{bottom + 16}">{text}{unit}</text>')
     return marks

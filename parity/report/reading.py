@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 KINDS = {field.name: str(field.type).split(" ")[0] for field in fields(Record)}
 """The type of each column's values: `str`, `int` or `float`."""
+LIMITS = {"float64": 10.0, "float32": 2.0}
+"""Of a run whose environment does not say."""
 CUT_LINE = "the last line of results.csv was cut off when the run was killed: it is left out"
 
 
@@ -32,7 +35,18 @@ class Run:
     records: list[Record]
     table: pandas.DataFrame
     environment: dict[str, Any]
+    finished: bool
+    given_notices: list[str]
+    """What the run had to say."""
     notices: list[str]
+    """The same, and what reading it back has to say: all that is shown."""
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The largest `error_ratio` that passed, by dtype."""
+        limits = self.environment.get("limits")
+        limits = limits if isinstance(limits, dict) else {}
+        return {dtype: float(limit) for dtype, limit in limits.items() if isinstance(limit, int | float)} or LIMITS
 
     @property
     def seed(self) -> str:
@@ -40,13 +54,14 @@ class Run:
         return str(self.environment.get("seed", ""))
 
 
-def read_run(folder: Path, notices: Sequence[str] | None = None, *, finished: bool = True) -> Run:
-    """Read a report folder. `notices=None` takes those that were stored when the report was last written."""
+def read_run(folder: Path, notices: Sequence[str] | None = None, *, finished: bool | None = None) -> Run:
+    """Read a report folder. What is None is taken as it was when the report was last written."""
     path = folder / "results.csv"
     records, cut = read_records(path)
     environment = _read_object(folder / "environment.json")
-    if notices is None:
-        notices = _read_object(folder / "results.json").get("notices", [])
+    stored = _read_object(folder / "results.json") if notices is None or finished is None else {}
+    notices = list(stored.get("notices", []) if notices is None else notices)
+    finished = stored.get("finished", True) if finished is None else finished
     banner = [] if finished else [f"run still going or interrupted: {len(records)} records so far"]
     changed = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
     return Run(
@@ -55,7 +70,9 @@ def read_run(folder: Path, notices: Sequence[str] | None = None, *, finished: bo
         records=records,
         table=tabulate(records),
         environment=environment,
-        notices=list(dict.fromkeys([*banner, *notices, *([CUT_LINE] if cut else [])])),
+        finished=finished,
+        given_notices=notices,
+        notices=[*banner, *notices, *([CUT_LINE] if cut else [])],
     )
 
 
@@ -91,8 +108,10 @@ def _complete_rows(text: str, path: Path) -> tuple[list[str], list[list[str]], b
     """Header, rows, and whether the last row was dropped because a kill had cut it."""
     rows: list[list[str]] = []
     cut = not text.endswith("\n") and bool(text)
+    csv.field_size_limit(sys.maxsize)  # a message may hold a long traceback
     try:
-        rows.extend(csv.reader(io.StringIO(text, newline=""), strict=True))
+        for row in csv.reader(io.StringIO(text, newline=""), strict=True):
+            rows.append(row)
     except csv.Error as error:
         if "unexpected end of data" not in str(error):
             raise ParityError(f"{path} is not a results.csv of pytest-parity: {error}") from error

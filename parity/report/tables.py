@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from parity.records import BAD_VERDICTS, CRASH, DEGENERATE, ERROR, FAIL, PASS, TIMEOUT, UNSUPPORTED, VERDICTS
 
@@ -17,14 +17,8 @@ CHECKS = ("value", "jacobian", "hessian", "vjp", "sensitivity", "optimum")
 """The order in which checks are shown; any other follows by name."""
 GLYPHS = {PASS: "✓", FAIL: "✗", UNSUPPORTED: "–", ERROR: "✗", CRASH: "✗", TIMEOUT: "✗", DEGENERATE: "∅"}
 CHAIN = ["path", "converter"]
-
-
-class Column(NamedTuple):
-    """A column of the matrix: one check of one converter chain."""
-
-    path: str
-    converter: str
-    check: str
+SPEED_MARGIN = 1.05
+"""An interval must leave `1 / margin … margin` before a model is called faster or slower: 5 % is chance."""
 
 
 @dataclass(frozen=True)
@@ -39,51 +33,69 @@ class Cell:
         return self.counts.get(PASS, 0)
 
     @property
-    def run(self) -> int:
+    def judged(self) -> int:
         """How many could be judged: neither refused by the converter nor without a derivative."""
         return self.passed + sum(self.counts.get(verdict, 0) for verdict in BAD_VERDICTS)
 
     @property
-    def unsupported(self) -> int:
-        return self.counts.get(UNSUPPORTED, 0)
+    def verdict(self) -> str:
+        """The verdict that stands for all: a bad one if there is any, else `pass`, else what there is."""
+        order = (*BAD_VERDICTS, PASS, UNSUPPORTED, DEGENERATE, *self.counts)
+        return next(verdict for verdict in order if self.counts.get(verdict))
 
     @property
-    def state(self) -> str:
-        """The verdict that stands for all: `fail` if any is bad, `pass` if any passed, else what there is."""
-        if self.run > self.passed:
-            return FAIL
-        return next((verdict for verdict in (PASS, UNSUPPORTED, DEGENERATE) if self.counts.get(verdict)), "")
+    def text(self) -> str:
+        """`✓ 15`, `✗ 3/15` (passed of judged), `✓ 12, – 3` (some unsupported) or `– unsupported` (all of them)."""
+        glyph, refused = GLYPHS.get(self.verdict, "?"), self.counts.get(UNSUPPORTED, 0)
+        if not self.judged:
+            return f"{glyph} {self.verdict}"
+        of_judged = f"/{self.judged}" if self.passed < self.judged else ""
+        return f"{glyph} {self.passed}{of_judged}" + (f", {GLYPHS[UNSUPPORTED]} {refused}" if refused else "")
+
+    @property
+    def note(self) -> str:
+        """The worst error, or without one the verdict if it is bad."""
+        return significant(self.worst) or (self.verdict if self.verdict in BAD_VERDICTS else "")
+
+    @property
+    def description(self) -> str:
+        """All that was found, in words."""
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items())
+        return counts + (f"; worst error {significant(self.worst)} rounding units" if self.worst is not None else "")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the matrix: a layer, or a family of larger models; None where nothing was recorded."""
+    """A row of a matrix: a layer, or a family of larger models; None where nothing was recorded."""
 
     name: str
     cells: Sequence[Cell | None]
 
     @property
     def bad(self) -> bool:
-        return any(cell is not None and cell.state == FAIL for cell in self.cells)
+        return any(cell is not None and cell.passed < cell.judged for cell in self.cells)
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Layers and families against converters and checks."""
+    """One path's layers, then its families, against its converters and checks."""
 
-    columns: Sequence[Column]
+    path: str
+    columns: Sequence[tuple[str, str]]
+    """Converter and check."""
     layers: Sequence[Row]
     families: Sequence[Row]
 
     @property
-    def rows(self) -> list[Row]:
-        return [*self.families, *self.layers]
+    def spans(self) -> dict[str, int]:
+        """How many checks each converter has, for the header above the checks."""
+        return Counter(converter for converter, _ in self.columns)
 
-    @property
-    def chains(self) -> list[tuple[str, str, int]]:
-        """Path, converter and number of checks, for the header above the checks."""
-        counts = Counter((column.path, column.converter) for column in self.columns)
-        return [(path, converter, count) for (path, converter), count in counts.items()]
+
+def error_units(limits: Mapping[str, float]) -> str:
+    """What an `error_ratio` means, for people; `limits` by dtype, as in `Run.limits`."""
+    known = ", ".join(f"{limit:g} for {dtype}" for dtype, limit in limits.items())
+    return f"Error, in rounding units (1 = as good as the source's own rounding; limit {known})"
 
 
 def significant(value: float | None) -> str:
@@ -92,10 +104,16 @@ def significant(value: float | None) -> str:
         return ""
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    if value == 0 or not -4 <= int(exponent) < 6:
-        return "0" if value == 0 else f"{mantissa}e{int(exponent)}"
-    return f"{float(f'{value:.2e}'):.{max(0, 2 - int(exponent))}f}"
+    rounded = float(f"{value:.2e}")
+    if rounded and not 1e-4 <= abs(rounded) < 1e6:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{rounded:.0f}" if abs(rounded) >= 100 or not rounded else f"{rounded:#.3g}"
+
+
+def converter_order(converter: str) -> tuple[bool, str]:
+    """A sort key: ours first, then the others by name."""
+    return (converter != "reference", converter)
 
 
 def check_order(check: str) -> tuple[int, str]:
@@ -110,75 +128,104 @@ def verdict_counts(table: pandas.DataFrame) -> dict[str, int]:
 
 
 def ranking(table: pandas.DataFrame, by: Sequence[str] = (*CHAIN, "check")) -> pandas.DataFrame:
-    """One row per converter and check (or whatever `by` names), the best first within each path.
+    """One row per converter and check (or whatever `by` names), the best first within each path (and check).
 
-    Columns: those of `by`, `cases` (distinct), `records`, one per verdict, `median_error` and `worst_error` (the
-    `error_ratio` of passed and failed records), `median_speed` (`speed_ratio`), `median_convert_ms`.
+    Columns: those of `by`, `cases` (distinct), `records`, one per verdict, `passed_share` (of all records),
+    `median_error` and `worst_error` (the `error_ratio` of passed and failed records), `median_speed`
+    (`speed_ratio`), `median_convert_ms`. The best has the largest `passed_share`, then the smallest `median_error`.
     """
-    import pandas
-
     keys = list(by)
-    groups = table.groupby(keys, sort=True)
+    groups = table.groupby(keys)
     judged = table[table["verdict"].isin([PASS, FAIL])].groupby(keys)["error_ratio"]
-    counts = pandas.crosstab([table[key] for key in keys], table["verdict"]).reindex(
-        columns=list(VERDICTS), fill_value=0
-    )
-    ranked = pandas.DataFrame({"cases": groups["case"].nunique(), "records": groups.size()}).join(counts)
+    ranked = groups["case"].nunique().to_frame("cases")
+    ranked["records"] = groups.size()
+    for verdict in VERDICTS:
+        ranked[verdict] = (table["verdict"] == verdict).groupby([table[key] for key in keys]).sum()
+    ranked["passed_share"] = ranked[PASS] / ranked["records"]
     ranked["median_error"], ranked["worst_error"] = judged.median(), judged.max()
     ranked["median_speed"] = groups["speed_ratio"].median()
     ranked["median_convert_ms"] = groups["convert_ms"].median()
-    ranked = ranked.reset_index()
-    order = [key for key in keys if key != "converter"]
-    ranked["passed_share"] = ranked[PASS] / ranked["records"]
-    ranked = ranked.sort_values([*order, "passed_share", "median_error"], ascending=[*[True] * len(order), False, True])
-    return ranked.drop(columns="passed_share").reset_index(drop=True)
+    within = [key for key in keys if key != "converter"]
+    ascending = [*[True] * len(within), False, True]
+    return ranked.reset_index().sort_values([*within, "passed_share", "median_error"], ascending=ascending)
 
 
-def matrix(table: pandas.DataFrame) -> Matrix:
-    """Every layer (records of family `layer`) and every other family against every converter and check."""
-    is_layer = table["family"] == "layer"
-    named = table.assign(is_layer=is_layer, row=table["layers"].where(is_layer, table["family"]))
+def row_name(family: str, layers: str) -> str:
+    """A record's row in the matrix: its layer (the last, what comes before only feeds it), else its family."""
+    return layers.rpartition(">")[2] if family == "layer" else family
+
+
+def matrices(table: pandas.DataFrame) -> list[Matrix]:
+    """One matrix per path: every layer (records of family `layer`) and every other family against every check."""
+    return [_matrix(str(path), part) for path, part in table.groupby("path")]
+
+
+def _matrix(path: str, table: pandas.DataFrame) -> Matrix:
+    counts: dict[tuple[bool, str], dict[tuple[str, str], Counter[str]]] = {}
+    worst: dict[tuple[str, str, str, bool], float] = {}
+    names = ["family", "layers", "converter", "check", "verdict", "error_ratio"]
+    for family, layers, converter, check, verdict, error in table[names].itertuples(index=False, name=None):
+        of_layer, name = family == "layer", row_name(family, layers)
+        counts.setdefault((of_layer, name), {}).setdefault((converter, check), Counter())[verdict] += 1
+        if verdict in (PASS, FAIL) and not math.isnan(error):
+            key = (name, converter, check, of_layer)
+            worst[key] = max(error, worst.get(key, error))
     columns = sorted(
-        (Column(*key) for key in named[[*CHAIN, "check"]].drop_duplicates().itertuples(index=False)),
-        key=lambda column: (column.path, column.converter != "reference", column.converter, check_order(column.check)),
+        {column for row in counts.values() for column in row},
+        key=lambda column: (converter_order(column[0]), check_order(column[1])),
     )
-    judged = named["verdict"].isin([PASS, FAIL])
-    named["judged_error"] = named["error_ratio"].where(judged)
-    keys = ["is_layer", "row", *CHAIN, "check"]
-    cells = {
-        (bool(key[0]), key[1], Column(*key[2:])): Cell(dict(Counter(group["verdict"])), _maximum(group["judged_error"]))
-        for key, group in named.groupby(keys)
-    }
 
-    def rows(layers: bool) -> list[Row]:
-        names = sorted({name for of_layer, name, _ in cells if of_layer == layers}, key=str.casefold)
-        return [Row(name, [cells.get((layers, name, column)) for column in columns]) for name in names]
+    def rows(of_layer: bool) -> list[Row]:
+        known = sorted((name for layer, name in counts if layer == of_layer), key=lambda name: (name.casefold(), name))
+        return [Row(name, [cell(name, column, of_layer) for column in columns]) for name in known]
 
-    return Matrix(columns, layers=rows(True), families=rows(False))
+    def cell(name: str, column: tuple[str, str], of_layer: bool) -> Cell | None:
+        found = counts[of_layer, name].get(column)
+        return Cell(found, worst.get((name, *column, of_layer))) if found else None
+
+    return Matrix(path, columns, layers=rows(True), families=rows(False))
 
 
-def _maximum(values: pandas.Series) -> float | None:
-    largest = values.max()
-    return None if math.isnan(largest) else float(largest)
+def as_rows(table: pandas.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def speeds(table: pandas.DataFrame) -> pandas.DataFrame:
+def speeds(table: pandas.DataFrame) -> list[dict[str, Any]]:
     """The timed records, converter by converter, the slowest first."""
-    timed = table[table["speed_ratio"].notna()]
-    return timed.sort_values([*CHAIN, "speed_ratio"], kind="stable").reset_index(drop=True)
+    timed = as_rows(table[table["speed_ratio"].notna()])
+    return sorted(timed, key=lambda row: (row["path"], converter_order(row["converter"]), row["speed_ratio"]))
+
+
+def speed_verdict(row: Mapping[str, Any]) -> str:
+    """`faster`, `slower`, `same` (the whole interval within the margin), `unclear`, or empty without an interval."""
+    low, high = row["speed_low"], row["speed_high"]
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    if low > SPEED_MARGIN or high < 1 / SPEED_MARGIN:
+        return "faster" if low > SPEED_MARGIN else "slower"
+    return "same" if low >= 1 / SPEED_MARGIN and high <= SPEED_MARGIN else "unclear"
+
+
+def speed_text(row: Mapping[str, Any]) -> str:
+    """`1.07× [1.01, 1.16]`, without the interval where none was measured."""
+    interval = [row["speed_low"], row["speed_high"]]
+    if any(math.isnan(end) for end in interval):
+        return f"{significant(row['speed_ratio'])}×"
+    return f"{significant(row['speed_ratio'])}× [{', '.join(map(significant, interval))}]"
 
 
 def worst(table: pandas.DataFrame, count: int) -> list[dict[str, Any]]:
-    """The records to look at first, with `alike`: how many more of the same case, converter, check and verdict.
+    """The records to look at first, with `alike`: how many more of the same layer, converter, check and verdict.
 
-    Bad ones, if there are any; else those with the largest error. Every converter shows its worst failure, crash,
-    and so on before any shows its second, so that one broken converter does not hide the others.
+    Of larger models, alike are those of the same case. Bad records, if there are any; else those with the largest
+    error. Every converter shows its worst failure, crash, and so on before any shows its second, so that one broken
+    converter does not hide the others.
     """
     bad = table[table["verdict"].isin(BAD_VERDICTS)]
     shown = bad if len(bad) else table[(table["verdict"] == PASS) & table["error_ratio"].notna()]
     shown = shown.sort_values("error_ratio", ascending=False, kind="stable", na_position="last")
-    same = [*CHAIN, "case", "check", "verdict"]
+    same = [*CHAIN, "subject", "check", "verdict"]
+    shown = shown.assign(subject=shown["layers"].where(shown["family"] == "layer", shown["case"]))
     shown = shown.assign(alike=shown.groupby(same)["case"].transform("size") - 1).drop_duplicates(same)
     shown = shown.assign(turn=shown.groupby([*CHAIN, "verdict"]).cumcount())
-    first = shown.sort_values(["turn", "error_ratio"], ascending=[True, False], kind="stable").head(count)
-    return [{str(key): value for key, value in row.items()} for row in first.to_dict("records")]
+    return as_rows(shown.sort_values(["turn", "error_ratio"], ascending=[True, False], kind="stable").head(count))

@@ -87,7 +87,9 @@ def _reduction_length(name: str, args: tuple[Any, ...]) -> int:
         return int(max(args[2][0].numel(), args[0].numel() // max(1, args[0].shape[1])))
     if name.endswith("_backward") and name.removesuffix("_backward") in ELEMENTWISE_BACKWARD:
         return 0
-    if any(word in name for word in ("norm", "softmax", "sum", "mean", "var", "pool", "upsample", "logsumexp")):
+    if "upsample" in name:  # computes coordinates, which are as large as the axes are long
+        return int((2 * max(max(tensor.shape[2:]) for tensor in tensors)) ** 2)
+    if any(word in name for word in ("norm", "softmax", "sum", "mean", "var", "pool", "logsumexp")):
         return int(max(tensor.numel() for tensor in tensors) // max(1, tensors[0].shape[0] if tensors[0].dim() else 1))
     return 0
 

@@ -111,7 +111,8 @@ class TorchRuntime:
         return torch.cat([output.flatten() for output in self._outputs(*tensors)])
 
     def _jacobian(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        blocks = torch.func.jacrev(self._flat, argnums=tuple(range(len(tensors))))(*tensors)
+        with _Differentiable():
+            blocks = torch.func.jacrev(self._flat, argnums=tuple(range(len(tensors))))(*tensors)
         return torch.cat([block.flatten(1) for block in blocks], dim=1)
 
     def _hessian(self, tensors: tuple[torch.Tensor, ...], projection: torch.Tensor) -> torch.Tensor:
@@ -122,12 +123,16 @@ class TorchRuntime:
             shaped = [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
             return self._flat(*shaped) @ projection
 
-        with _TwiceDifferentiable(), sdpa_kernel(SDPBackend.MATH):
+        with _Differentiable(), sdpa_kernel(SDPBackend.MATH):
             return torch.func.jacrev(torch.func.grad(projected))(torch.cat([tensor.flatten() for tensor in tensors]))
 
 
-class _TwiceDifferentiable(TorchFunctionMode):
-    """Replaces what torch differentiates only once by the same function in terms that it differentiates twice."""
+class _Differentiable(TorchFunctionMode):
+    """Replaces what torch itself differentiates wrongly, or only once, by the same function in other terms.
+
+    The backward kernel of hardsigmoid has 1/6 rounded to float32 even for float64 (off by 3e-8 relative, torch 2.13),
+    and no derivative of its own.
+    """
 
     REPLACEMENTS = {torch.nn.functional.hardsigmoid: lambda x, inplace=False: (x + 3).clamp(0, 6) / 6}
 

@@ -163,10 +163,30 @@ class Tensor:
         """The elements as a matrix with that many rows: the trailing dimensions (`rows` elements) down each column."""
         return casadi.reshape(self.data, rows, self.size // rows if rows else 0)
 
-    def transform(self, operator: scipy.sparse.spmatrix, axes: int, shape: Sequence[int]) -> Tensor:
-        """The linear operator applied to the last `axes` dimensions of every sample, which get that `shape`."""
-        product = casadi.mtimes(casadi.DM(scipy.sparse.csc_matrix(operator)), self.matrix(operator.shape[1]))
+    def transform(
+        self, operator: scipy.sparse.spmatrix, axes: int, shape: Sequence[int], offset: Operand | None = None
+    ) -> Tensor:
+        """The linear operator applied to the last `axes` dimensions of every sample, which get that `shape`.
+
+        `offset`, if any, is added to every sample and broadcasts to `shape`.
+        """
+        columns = self.matrix(operator.shape[1])
+        product = casadi.mac(
+            casadi.MX(casadi.DM(scipy.sparse.csc_matrix(operator))), columns, _repeated(offset, shape, columns.shape[1])
+        )
         return Tensor(casadi.vec(product), (*self.shape[: self.ndim - axes], *shape))
+
+    def affine(self, weight: np.ndarray, offset: Operand | None = None) -> Tensor:
+        """`weight` (outputs, inputs) times the last dimension, plus `offset` (outputs).
+
+        The product is taken transposed: CasADi then runs along contiguous columns of the weight, which is more than
+        twice as fast as `weight @ x`.
+        """
+        outputs, inputs = weight.shape
+        rows = self.matrix(inputs).T
+        start = _repeated(offset, (outputs,), rows.shape[0]).T
+        product = casadi.mac(rows, casadi.MX(casadi.DM(np.ascontiguousarray(weight.T))), start)
+        return Tensor(casadi.vec(product.T), (*self.shape[:-1], outputs))
 
     def __matmul__(self, other: Operand) -> Tensor:
         return matmul(self, other)
@@ -183,12 +203,29 @@ def elementwise(function: Callable[..., casadi.MX], *operands: Operand) -> Tenso
     return Tensor(result, shape)
 
 
+def held(x: casadi.MX) -> casadi.MX:
+    """The same numbers, constant to CasADi's differentiation, which takes the derivative of `floor` to be 0.
+
+    A double times 2**500 is a whole number, and `floor` leaves it alone, for sizes from 1e-135 to 1e157.
+    """
+    return casadi.floor(x * 2.0**500) * 2.0**-500
+
+
 def _broadcast(operand: Operand, shape: tuple[int, ...]) -> casadi.MX | casadi.DM | float:
     """The operand's elements for a result of that shape. A single one stays so, as CasADi broadcasts those itself."""
     if isinstance(operand, Tensor):
         return operand.data if operand.size == 1 else operand.expand(*shape).data
     array = np.asarray(operand, dtype=np.float64)
     return float(array.item()) if array.size == 1 else casadi.DM(np.broadcast_to(array, shape).ravel())
+
+
+def _repeated(offset: Operand | None, shape: Sequence[int], times: int) -> casadi.MX:
+    """The offset of one sample in each of so many columns; zeros for None."""
+    size = math.prod(shape)
+    if isinstance(offset, Tensor):
+        return casadi.repmat(offset.expand(*shape).data, 1, times)
+    array = np.broadcast_to(0.0 if offset is None else offset, shape)
+    return casadi.MX(casadi.repmat(casadi.DM(array.astype(np.float64).reshape(size, 1)), 1, times))
 
 
 def _fold(function: Callable[..., casadi.MX], matrix: casadi.MX) -> casadi.MX:
@@ -216,10 +253,10 @@ def stack(tensors: Sequence[Operand], dim: int = 0) -> Tensor:
 def matmul(left: Operand, right: Operand) -> Tensor:
     """torch.matmul: vectors, matrices and batches of them, with broadcasting."""
     a, b = Tensor.of(left), Tensor.of(right)
-    if a.ndim == 1:
-        return matmul(a.reshape(1, -1), b)[..., 0, :]
     if b.ndim == 1:
         return matmul(a, b.reshape(-1, 1))[..., 0]
+    if a.ndim == 1:
+        return matmul(a.reshape(1, -1), b)[..., 0, :]
     rows, inner, columns = a.shape[-2], a.shape[-1], b.shape[-1]
     if b.ndim == 2:  # one matrix for all samples: one product
         product = casadi.mtimes(b.matrix(columns), a.matrix(inner))

@@ -1,0 +1,148 @@
+"""Convolutions and transposed convolutions, of any number of spatial dimensions: each one sparse matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import nn
+
+from parity.converters.registry import lowers
+from parity.converters.torch_casadi.linear import weights
+from parity.converters.torch_casadi.shape import MODES
+from parity.converters.torch_casadi.tensor import Tensor
+from parity.errors import Unsupported
+
+Pairs = Sequence[tuple[int, int]]
+
+
+def each(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """One number for each spatial dimension."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * rank if len(values) == 1 else values
+
+
+def windows(grid: np.ndarray, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> np.ndarray:
+    """What each tap of the kernel meets: shape (taps, *output), the elements those of the padded `grid`."""
+    counts = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(grid.shape, kernel, stride, dilation, strict=True)]
+    if min(counts) < 1:
+        raise Unsupported(f"the kernel {tuple(kernel)} is larger than its padded input {grid.shape}")
+    steps = list(zip(counts, stride, dilation, strict=True))
+    return np.stack(
+        [
+            grid[tuple(slice(t * d, t * d + (n - 1) * s + 1, s) for t, (n, s, d) in zip(tap, steps, strict=True))]
+            for tap in np.ndindex(*kernel)
+        ]
+    )
+
+
+def _operator(weight: np.ndarray, met: np.ndarray, groups: int, size: int) -> scipy.sparse.coo_matrix:
+    """The convolution of `weight` (outputs, inputs / groups, taps) as a matrix.
+
+    `met` (taps, places) is the position, among the `size` of one input channel, that a tap meets at an output place;
+    -1 where it meets padding.
+    """
+    outputs, inputs, _ = weight.shape
+    taps, places = np.nonzero(met >= 0)
+    channel = np.arange(outputs)[:, None, None]
+    source = np.arange(inputs)[None, :, None] + channel // (outputs // groups) * inputs
+    rows = np.broadcast_to(channel * met.shape[1] + places, (outputs, inputs, taps.size))
+    columns = source * size + met[taps, places]
+    shape = (outputs * met.shape[1], groups * inputs * size)
+    return scipy.sparse.coo_matrix((weight[:, :, taps].ravel(), (rows.ravel(), columns.ravel())), shape)
+
+
+def _pairs(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> Pairs:
+    if padding == "valid":
+        return [(0, 0)] * len(kernel)
+    if padding == "same":
+        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(count, count) for count in each(padding, len(kernel))]
+
+
+def convolve(
+    x: Tensor,
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """torch.nn.functional.conv1d, conv2d and conv3d, with the layers' padding modes as well."""
+    _constant(weight)
+    kernel, spatial = weight.shape[2:], x.shape[-(weight.ndim - 2) :]
+    rank = len(kernel)
+    stride, dilation = each(stride, rank), each(dilation, rank)
+    grid = np.arange(math.prod(spatial)).reshape(spatial)
+    pairs = _pairs(padding, kernel, dilation)
+    if padding_mode == "zeros":
+        grid = np.pad(grid, pairs, constant_values=-1)
+    else:
+        grid = np.pad(grid, pairs, mode=MODES[padding_mode])
+    met = windows(grid, kernel, stride, dilation)
+    taps = len(met)
+    matrix = _operator(weight.reshape(*weight.shape[:2], taps), met.reshape(taps, -1), groups, math.prod(spatial))
+    return x.transform(matrix, rank + 1, (weight.shape[0], *met.shape[1:]), _per_channel(bias, rank))
+
+
+def convolve_transposed(
+    x: Tensor,
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """torch.nn.functional.conv_transpose1d, …: the transpose of the convolution that maps its output to its input."""
+    _constant(weight)
+    kernel, spatial = weight.shape[2:], x.shape[-(weight.ndim - 2) :]
+    rank = len(kernel)
+    stride, dilation, padding = each(stride, rank), each(dilation, rank), each(padding, rank)
+    lengths = [
+        (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
+        for n, s, p, d, k, extra in zip(
+            spatial, stride, padding, dilation, kernel, each(output_padding, rank), strict=True
+        )
+    ]
+    grid = np.pad(np.arange(math.prod(lengths)).reshape(lengths), [(p, p) for p in padding], constant_values=-1)
+    met = windows(grid, kernel, stride, dilation)
+    met = met[(slice(None), *(slice(n) for n in spatial))]  # output padding may make room for one more place
+    taps = len(met)
+    matrix = _operator(weight.reshape(*weight.shape[:2], taps), met.reshape(taps, -1), groups, math.prod(lengths))
+    return x.transform(matrix.T, rank + 1, (groups * weight.shape[1], *lengths), _per_channel(bias, rank))
+
+
+def _per_channel(bias: np.ndarray | None, rank: int) -> np.ndarray | None:
+    return None if bias is None else bias.reshape(-1, *(1,) * rank)
+
+
+def _constant(weight: Any) -> None:
+    if isinstance(weight, Tensor):
+        raise Unsupported("a kernel that depends on the inputs")
+
+
+lowers(torch.conv1d, torch.conv2d, torch.conv3d, to="casadi")(convolve)
+lowers(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d, to="casadi")(convolve_transposed)
+
+
+@lowers(nn.Conv1d, nn.Conv2d, nn.Conv3d, to="casadi")
+def convolution_layer(layer: Any, x: Tensor) -> Tensor:
+    arguments = (layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
+    return convolve(x, *weights(layer, "weight", "bias"), *arguments)
+
+
+@lowers(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, to="casadi")
+def transposed_convolution_layer(layer: Any, x: Tensor, output_size: Any = None) -> Tensor:
+    if output_size is not None:
+        raise Unsupported("output_size: give output_padding to the layer")
+    arguments = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+    return convolve_transposed(x, *weights(layer, "weight", "bias"), *arguments)
