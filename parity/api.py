@@ -144,9 +144,7 @@ def _chain_of(source: Any, converted: Any, arrays: Arrays, path: str | None) -> 
     raise ParityError(f"a {type(converted).__qualname__} is neither a converted model, nor a converter or its name")
 
 
-def _single(
-    start: str, artifact: Any, name: str, function: Callable[..., Any], *, repeatable: bool
-) -> Chain:
+def _single(start: str, artifact: Any, name: str, function: Callable[..., Any], *, repeatable: bool) -> Chain:
     target = representation_of(artifact)
     if target is None:
         raise ParityError(f"{name} gives a {type(artifact).__qualname__}, which no runtime executes")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from parity.errors import ParityError
@@ -17,11 +17,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        code = command(options)
+        sys.stdout.flush()
+        return code
     except ParityError as error:
         print(f"parity: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
+    except SystemExit as error:  # quiet, it would look like a success
+        print(f"parity: the model or the converter ended the process (exit code {error.code})", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
@@ -127,6 +133,8 @@ def _show(records: list[Record], report: Path | None) -> int:
         for record in records:
             folder.append(record)
         folder.close()
+        for notice in folder.notices:
+            print(notice)
         print(f"report: {folder.index}")
     return 1 if failed(records) or all(record.verdict == "unsupported" for record in records) else 0
 
@@ -181,7 +189,11 @@ def _merge(options: argparse.Namespace) -> int:
     merged = RunFolder(options.folder, run_id(), environment, notices)
     for run in runs:
         for record in run.records:
-            merged.append(replace(record, run=record.run))
+            merged.append(record)  # which keeps its own run
     merged.close()
     print(merged.index)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

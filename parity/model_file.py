@@ -46,8 +46,7 @@ def _read(file: Path, trust: bool) -> Any:
 
     if not file.is_file():
         raise ParityError(f"no file {file}: give a model saved by torch.save(model, file), or module:function")
-    if not zipfile.is_zipfile(file):
-        raise ParityError(f"{file} is not a file that torch.save wrote, or it is cut off")
+    _require_whole(file)
     if not trust:
         raise ParityError(f"{file} is a pickle, which can run any code when it is read: add --trust if you trust it")
     try:
@@ -56,5 +55,20 @@ def _read(file: Path, trust: bool) -> Any:
         raise ParityError(f"cannot read {file}: {type(error).__name__}: {_line(error)}") from error
 
 
-def _line(error: Exception) -> str:
+def _require_whole(file: Path) -> None:
+    """torch reads damaged weights without a word, as other weights: the checksums of the archive tell."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names, damaged = archive.namelist(), archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        raise ParityError(f"{file} is not a file that torch.save wrote (torch 1.6 or later), or it is cut off") from error
+    if damaged:
+        raise ParityError(f"{file} is damaged: the checksum of {damaged} is wrong; save the model again")
+    if any("/code/" in name for name in names):
+        raise ParityError(f"{file} holds TorchScript: save the module itself with torch.save(model, file)")
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise ParityError(f"{file} is not a model saved by torch.save(model, file)")
+
+
+def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]

@@ -164,9 +164,9 @@ class _Examination:
         for converter, artifact in zip(self.chain.converters, conversion.artifacts, strict=True):
             stage = f"{converter.source}→{converter.target}"
             runtime = runtime_for(artifact, self.base.dtype)
-            if artifact is not conversion.artifacts[-1] and hasattr(runtime, point.check):
-                if self._find(point, self.reference, runtime, inputs).verdict == FAIL:
-                    break
+            last = artifact is conversion.artifacts[-1]
+            if not last and self._find(point, self.reference, runtime, inputs).verdict == FAIL:
+                break
         return {"blame_stage": stage, "blame_layer": first_diverging(self.reference.prefixes(inputs), agrees)}
 
     def _speed(self, point: Point, inputs: Arrays, target: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,6 +96,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if settings.enabled and not _names_files(config):
         files = {path: _suites_folder() / f"test_{path.name.replace('-', '_')}.py" for path in settings.paths}
         config.args = [*config.args, *(str(file) for file in files.values())]
+        _show_to_last_failed(config, files.values())
 
 
 def _settings(config: pytest.Config) -> Settings:
@@ -135,6 +136,13 @@ def _names_files(config: pytest.Config) -> bool:
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         return False
     return any("::" in argument or (config.invocation_params.dir / argument).is_file() for argument in config.args)
+
+
+def _show_to_last_failed(config: pytest.Config, files: Iterable[Path]) -> None:
+    """`--lf` skips files without a failed test, and looks for ours where their ids point, not where they lie."""
+    paths = getattr(config.pluginmanager.get_plugin("lfplugin"), "_last_failed_paths", None)
+    if paths is not None:
+        paths.update(files)
 
 
 # --- collection -------------------------------------------------------------------------------------------------------

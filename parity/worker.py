@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from multiprocessing import get_context
@@ -49,7 +49,8 @@ class Worker:
         patience = max(timeout, START_SECONDS)
         done, answered = 0, False
         try:
-            connection.send((case_id, chain.path.name, chain.name, tuple(plan)))
+            with suppress(ConnectionError):  # it died while idle: reading says so
+                connection.send((case_id, chain.path.name, chain.name, tuple(plan)))
             while not answered:
                 try:
                     ready = connection.poll(min(patience, LONGEST_POLL))

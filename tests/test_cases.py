@@ -22,7 +22,7 @@ from parity.cases.weights import REGIMES
 from parity.errors import ParityError
 
 DIGEST = "1e41c777aebb794f"
-"""Of specs, weights and inputs of the cases below. A change here changes every published case: say so in CHANGELOG.md."""
+"""Of specs, weights and inputs of the cases below. A change changes published cases: say so in CHANGELOG.md."""
 
 
 def digest(ids: list[str]) -> str:

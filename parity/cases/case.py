@@ -16,6 +16,7 @@ from parity.cases.spec import ModelSpec
 from parity.cases.torch_layers import build
 from parity.cases.weights import draw_inputs, fill
 from parity.errors import ParityError
+
 if TYPE_CHECKING:
     import numpy as np
 

@@ -69,6 +69,10 @@ def _chain(vocabulary: Vocabulary, shape: Shape, *layers: tuple[str, Arguments])
     return spec
 
 
+def _plain(name: str) -> tuple[str, Arguments]:
+    return name, {}
+
+
 def _linear(inputs: int, outputs: int) -> tuple[str, Arguments]:
     return "Linear", {"in_features": inputs, "out_features": outputs}
 
@@ -79,20 +83,20 @@ def _recipe(rng: Random, seed: int, number: int) -> ModelSpec:
 
 
 def _network(rng: Random, seed: int, number: int) -> ModelSpec:
-    tanh, relu, gelu = ("Tanh", {}), ("ReLU", {}), ("GELU", {})
+    tanh, relu, gelu = _plain("Tanh"), _plain("ReLU"), _plain("GELU")
     norm = ("LayerNorm", {"normalized_shape": [64]})
     convolution = {"in_channels": 1, "out_channels": 8, "kernel_size": 3}
-    networks = (
+    networks: tuple[tuple[Any, ...], ...] = (
         ((2,), _linear(2, 32), tanh, _linear(32, 32), tanh, _linear(32, 1)),
         ((4,), _linear(4, 64), norm, gelu, _linear(64, 64), norm, gelu, _linear(64, 64), norm, gelu, _linear(64, 4)),
-        ((1, 16, 16), ("Conv2d", convolution), relu, ("Flatten", {}), _linear(8 * 14 * 14, 10)),
+        ((1, 16, 16), ("Conv2d", convolution), relu, _plain("Flatten"), _linear(8 * 14 * 14, 10)),
     )
     shape, *layers = networks[number]
     return _chain(TORCH, shape, *layers)
 
 
 def _pendulum(rng: Random, seed: int, number: int) -> ModelSpec:
-    tanh = ("Tanh", {})
+    tanh = _plain("Tanh")
     return _chain(TORCH, (3,), _linear(3, 64), tanh, _linear(64, 64), tanh, _linear(64, 2))
 
 

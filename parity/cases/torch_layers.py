@@ -7,6 +7,7 @@ that a handful of cases of one layer meets every option. torch is imported when 
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,8 @@ def _window(rng: Random, spatial: Shape, dilation: int = 1) -> Arguments | None:
 def _max_pool(rng: Random, shape: Shape) -> Arguments | None:
     dilation = rng.choice((1, 2))
     window = _window(rng, shape[1:], dilation)
+    if window and any(size < dilation * (window["kernel_size"] - 1) + 1 for size in shape[1:]):
+        return None  # some window would hold nothing but padding
     return window and {**window, "dilation": dilation}
 
 
@@ -186,8 +189,10 @@ def layer_norm(rng: Random, shape: Shape) -> Arguments | None:
 
 
 @layer("GroupNorm", "normalization", 2, 3)
-def group_norm(rng: Random, shape: Shape) -> Arguments:
+def group_norm(rng: Random, shape: Shape) -> Arguments | None:
     groups = rng.choice([count for count in (1, 2, shape[0]) if shape[0] % count == 0])
+    if prod(shape) == groups:
+        return None  # torch refuses groups of a single element
     return {
         "num_groups": groups,
         "num_channels": shape[0],

@@ -1,4 +1,4 @@
-"""Where does it first go wrong? Growing prefixes of a model, converted like the whole, need no hook into a converter."""
+"""Where does it first go wrong? Growing prefixes of a model, converted like the whole: no hook into a converter."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,7 +31,7 @@ POOL_FLOOR = 0.1
 """The least share of the pooled yardstick that an element has: four runs can miss an element's spread by luck."""
 DEFAULTS = {"float32": (1.3e-6, 1e-5), "float64": (1e-7, 1e-7)}
 """`rtol` and `atol` that `torch.testing.assert_close` takes where the user gives none."""
-TYPES = {"float32": np.float32, "float64": np.float64}
+TYPES: dict[str, Any] = {"float32": np.float32, "float64": np.float64}
 
 
 class RoundingSource(Protocol):

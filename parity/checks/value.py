@@ -10,6 +10,6 @@ from parity.runtimes import Arrays
 
 
 def check_value(source: Any, target: Any, inputs: Arrays, dtype: str) -> Finding:
-    """Compare outputs for a batch of inputs. `source` is the float64 reference's runtime, `target` the converted one."""
+    """Compare outputs for a batch of inputs. `source` is the runtime of the float64 reference."""
     yardstick = measure(source, dtype, lambda: source.value(inputs))
     return judge(compare(target.value(inputs), yardstick))

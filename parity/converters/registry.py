@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, TypeVar
 
 import parity.converters
@@ -144,7 +144,7 @@ def _names(known: Sequence[Converter]) -> str:
 def chains(path: Path) -> list[Chain]:
     """Every way along `path` whose packages are installed: a converter for each edge, or one for the whole path."""
     nodes = path.representations
-    edges = [converters(source, target) for source, target in zip(nodes, nodes[1:], strict=False)]
+    edges = [converters(source, target) for source, target in pairwise(nodes)]
     ways = [tuple(way) for way in product(*edges)]
     if len(edges) > 1:
         ways += [(direct,) for direct in converters(nodes[0], nodes[-1])]
@@ -170,12 +170,19 @@ def lowers(*operators: Any, to: str, replace: bool = False) -> Callable[[Functio
 
     def register(function: Function) -> Function:
         for operator in operators:
-            if (to, operator) in _LOWERINGS and not replace:
+            known = _LOWERINGS.get((to, operator))
+            if known and _shipped(function) and not _shipped(known):
+                continue  # the user's came first: ours is loaded when a model is first converted
+            if known and not replace:
                 raise ParityError(f"{operator!r} already has a lowering to {to}: pass replace=True to replace it")
             _LOWERINGS[to, operator] = function
         return function
 
     return register
+
+
+def _shipped(function: Callable[..., Any]) -> bool:
+    return function.__module__.startswith("parity.converters.")
 
 
 def find_lowering(operator: Any, to: str) -> Callable[..., Any] | None:

@@ -50,7 +50,7 @@ class SourceRuntime(Runtime, Protocol):
     """The source itself, in this runtime's precision and in inference mode."""
 
     def rounding(self, dtype: str, seed: int) -> AbstractContextManager[float]:
-        """Within it, every operator's output is off by a random rounding of `dtype`, made larger by the given factor."""
+        """Within it, every operator rounds at random as `dtype` would, more coarsely by the factor that it gives."""
 
     def validate(self, inputs: Arrays) -> None:
         """Raise `ParityError` for what no comparison can judge: NaN weights, inputs that the model does not take."""

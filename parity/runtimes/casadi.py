@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import casadi
 import numpy as np
@@ -47,13 +48,14 @@ class CasadiRuntime:
             function = self._jacobian_function
         elif check == "hessian":
             function, columns = self._hessian_function, [*columns, projection]
+        buffer: Any
         buffer, evaluate = function.buffer()
         results = [np.zeros(function.nnz_out(index)) for index in range(function.n_out())]
         arguments = [np.ascontiguousarray(column, dtype=np.float64).ravel() for column in columns]
         for index, array in enumerate(arguments):
-            buffer.set_arg(index, memoryview(array))
+            buffer.set_arg(index, array.data)
         for index, array in enumerate(results):
-            buffer.set_res(index, memoryview(array))
+            buffer.set_res(index, array.data)
 
         def call(_keep: object = (buffer, arguments, results)) -> None:
             evaluate()

@@ -34,12 +34,15 @@ EXACT = {
     *("scalar_tensor", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d"),
     *("replication_pad2d", "upsample_nearest1d", "upsample_nearest2d", "masked_fill", "tril", "triu", "diagonal"),
     # comparisons and piecewise choices
-    *("relu", "neg", "abs", "sign", "sgn", "clamp", "clamp_min", "clamp_max", "maximum", "minimum", "where", "hardtanh"),
+    *("relu", "neg", "abs", "sign", "sgn", "clamp", "clamp_min", "clamp_max", "maximum", "minimum", "where"),
+    *("hardtanh", "floor", "ceil", "round"),
     *("max", "min", "amax", "amin", "max_pool2d_with_indices", "max_pool3d_with_indices", "threshold_backward"),
     *("hardtanh_backward", "max_pool2d_with_indices_backward", "dropout", "native_dropout", "eq", "ne", "gt", "lt"),
 }
-ELEMENTWISE_BACKWARD = ("gelu", "silu", "mish", "elu", "sigmoid", "tanh", "softplus", "hardswish", "hardsigmoid")
-ELEMENTWISE_BACKWARD += ("leaky_relu", "log_sigmoid", "prelu", "hardshrink", "softshrink", "_prelu_kernel")
+ELEMENTWISE_BACKWARD = {
+    *("gelu", "silu", "mish", "elu", "sigmoid", "tanh", "softplus", "hardswish", "hardsigmoid"),
+    *("leaky_relu", "log_sigmoid", "prelu", "hardshrink", "softshrink", "_prelu_kernel"),
+}
 
 
 class Rounding(TorchDispatchMode):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class TorchRuntime:
         return forward
 
     def caller_description(self, check: str) -> str:
-        call = {"value": "eager forward", "jacobian": "torch.func.jacrev", "hessian": "torch.func.jacrev of grad"}[check]
+        call = {"value": "eager forward", "jacobian": "func.jacrev", "hessian": "func.jacrev of grad"}[check]
         return f"torch {call}, {self.dtype}, {torch.get_num_threads()} thread(s)"
 
     def _tensors(self, inputs: Arrays) -> tuple[torch.Tensor, ...]:
@@ -112,7 +112,7 @@ class TorchRuntime:
 
     def _jacobian(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         with _Differentiable():
-            blocks = torch.func.jacrev(self._flat, argnums=tuple(range(len(tensors))))(*tensors)
+            blocks = _rows(self._flat, tensors)
         return torch.cat([block.flatten(1) for block in blocks], dim=1)
 
     def _hessian(self, tensors: tuple[torch.Tensor, ...], projection: torch.Tensor) -> torch.Tensor:
@@ -124,7 +124,19 @@ class TorchRuntime:
             return self._flat(*shaped) @ projection
 
         with _Differentiable(), sdpa_kernel(SDPBackend.MATH):
-            return torch.func.jacrev(torch.func.grad(projected))(torch.cat([tensor.flatten() for tensor in tensors]))
+            return _rows(torch.func.grad(projected), (torch.cat([tensor.flatten() for tensor in tensors]),))[0]
+
+
+def _rows(function: Callable[..., torch.Tensor], tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Derivatives of the function's elements by each tensor: all at once, or one by one where torch cannot batch.
+
+    (The second derivative of GroupNorm without affine parameters cannot be batched in torch 2.13, for one.)
+    """
+    arguments = tuple(range(len(tensors)))
+    try:
+        return torch.func.jacrev(function, argnums=arguments)(*tensors)
+    except RuntimeError:
+        return torch.func.jacrev(function, argnums=arguments, chunk_size=1)(*tensors)
 
 
 class _Differentiable(TorchFunctionMode):
@@ -134,7 +146,7 @@ class _Differentiable(TorchFunctionMode):
     and no derivative of its own.
     """
 
-    REPLACEMENTS = {torch.nn.functional.hardsigmoid: lambda x, inplace=False: (x + 3).clamp(0, 6) / 6}
+    REPLACEMENTS: ClassVar = {torch.nn.functional.hardsigmoid: lambda x, inplace=False: (x + 3).clamp(0, 6) / 6}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -161,7 +173,8 @@ def _name_of(node: torch.fx.Node) -> str:
 
 
 def _up_to(traced: torch.fx.GraphModule, last: torch.fx.Node) -> torch.fx.GraphModule:
-    graph, copies = torch.fx.Graph(), {}
+    graph = torch.fx.Graph()
+    copies: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in traced.graph.nodes:
         if node.op != "output":
             copies[node] = graph.node_copy(node, lambda source: copies[source])

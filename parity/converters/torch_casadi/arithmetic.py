@@ -21,8 +21,9 @@ Dims = int | tuple[int, ...] | None
 # --- one operand ------------------------------------------------------------------------------------------------------
 
 ONE_OPERAND: dict[str, Callable[[casadi.MX], casadi.MX]] = {
-    **{name: getattr(casadi, name) for name in ("exp expm1 log log1p sqrt sin cos tan asin acos atan sinh cosh asinh "
-       "acosh atanh erf sign floor ceil").split()},
+    **{name: getattr(casadi, name) for name in (
+        "exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh",
+        "asinh", "acosh", "atanh", "erf", "sign", "floor", "ceil")},
     "log2": lambda x: casadi.log(x) / math.log(2),
     "log10": casadi.log10,
     "exp2": lambda x: casadi.exp(x * math.log(2)),

@@ -48,7 +48,7 @@ def scaled_dot_product_attention(
     if is_causal:
         attn_mask = np.tril(np.ones(scores.shape[-2:], dtype=bool))
     if isinstance(attn_mask, np.ndarray) and attn_mask.dtype == bool:
-        attends = attn_mask.any(axis=-1, keepdims=True)  # torch gives a query without keys zeros, not NaN
+        attends = np.any(attn_mask, axis=-1, keepdims=True)  # torch gives a query without keys zeros, not NaN
         return matmul(softmax(_masked(scores, attn_mask | ~attends, keep=True), -1) * attends, value)
     return matmul(softmax(_masked(scores, attn_mask, keep=True), -1), value)
 
@@ -71,7 +71,7 @@ def multihead_attention(
     heads = [_split(x, layer.num_heads) for x in _project(layer, *inputs)]
     scores = _masked(_scores(heads[0], heads[1], None), _per_head(attn_mask, layer.num_heads), keep=False)
     if key_padding_mask is not None:
-        if isinstance(key_padding_mask, Tensor):
+        if not isinstance(key_padding_mask, np.ndarray):
             raise Unsupported("a key_padding_mask that depends on the inputs")
         scores = _masked(scores, key_padding_mask.reshape(-1, 1, 1, key_padding_mask.shape[-1]), keep=False)
     mix = softmax(scores, -1)
@@ -98,9 +98,9 @@ def _split(x: Tensor, heads: int) -> Tensor:
 
 def _per_head(mask: Operand | None, heads: int) -> Operand | None:
     """A mask of shape (batch * heads, queries, keys) by batch and head."""
-    if mask is None or len(np.shape(mask)) == 2:
+    if not isinstance(mask, Tensor | np.ndarray) or len(mask.shape) == 2:
         return mask
-    return mask.reshape(-1, heads, *np.shape(mask)[-2:])
+    return mask.reshape(-1, heads, *mask.shape[-2:])
 
 
 # --- transformer layers -----------------------------------------------------------------------------------------------

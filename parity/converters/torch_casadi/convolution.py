@@ -107,11 +107,10 @@ def convolve_transposed(
     kernel, spatial = weight.shape[2:], x.shape[-(weight.ndim - 2) :]
     rank = len(kernel)
     stride, dilation, padding = each(stride, rank), each(dilation, rank), each(padding, rank)
+    extras = each(output_padding, rank)
     lengths = [
         (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
-        for n, s, p, d, k, extra in zip(
-            spatial, stride, padding, dilation, kernel, each(output_padding, rank), strict=True
-        )
+        for n, s, p, d, k, extra in zip(spatial, stride, padding, dilation, kernel, extras, strict=True)
     ]
     grid = np.pad(np.arange(math.prod(lengths)).reshape(lengths), [(p, p) for p in padding], constant_values=-1)
     met = windows(grid, kernel, stride, dilation)
@@ -137,7 +136,8 @@ lowers(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d, t
 @lowers(nn.Conv1d, nn.Conv2d, nn.Conv3d, to="casadi")
 def convolution_layer(layer: Any, x: Tensor) -> Tensor:
     arguments = (layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
-    return convolve(x, *weights(layer, "weight", "bias"), *arguments)
+    weight, bias = weights(layer, "weight", "bias")
+    return convolve(x, weight, bias, *arguments)
 
 
 @lowers(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, to="casadi")
@@ -145,4 +145,5 @@ def transposed_convolution_layer(layer: Any, x: Tensor, output_size: Any = None)
     if output_size is not None:
         raise Unsupported("output_size: give output_padding to the layer")
     arguments = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
-    return convolve_transposed(x, *weights(layer, "weight", "bias"), *arguments)
+    weight, bias = weights(layer, "weight", "bias")
+    return convolve_transposed(x, weight, bias, *arguments)

@@ -11,12 +11,14 @@ from parity.errors import Unsupported
 
 IN_PLACE = {"__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": operator.imul,
             "__itruediv__": operator.itruediv, "__ipow__": operator.ipow}  # fmt: skip
-VIEWS = frozenset(
-    "getitem getattr view view_as reshape reshape_as flatten ravel unflatten squeeze unsqueeze permute transpose swapaxes "
-    "swapdims t adjoint movedim moveaxis expand expand_as broadcast_to select narrow diagonal chunk split "
-    "split_with_sizes tensor_split unbind contiguous to float double type type_as cpu detach Flatten Unflatten Identity "
-    "Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout dropout".split()
-)
+VIEWS = frozenset((
+    "getitem", "getattr", "view", "view_as", "reshape", "reshape_as", "flatten", "ravel", "unflatten", "squeeze",
+    "unsqueeze", "permute", "transpose", "swapaxes", "swapdims", "t", "adjoint", "movedim", "moveaxis", "expand",
+    "expand_as", "broadcast_to", "select", "narrow", "diagonal", "chunk", "split", "split_with_sizes",
+    "tensor_split", "unbind", "contiguous", "to", "float", "double", "type", "type_as", "cpu", "detach", "Flatten",
+    "Unflatten", "Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout",
+    "FeatureAlphaDropout", "dropout"
+))  # fmt: skip
 """What may return the memory of its argument, shaped otherwise."""
 NOT_IN_PLACE = ("and_", "or_", "is_", "not_")
 """Operators whose names end in an underscore because Python has those words."""

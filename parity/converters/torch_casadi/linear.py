@@ -14,7 +14,7 @@ from parity.converters.torch_casadi.tensor import Operand, Tensor, matmul
 from parity.errors import Unsupported
 
 
-def weights(layer: nn.Module, *names: str) -> tuple[np.ndarray | None, ...]:
+def weights(layer: nn.Module, *names: str) -> tuple[Any, ...]:
     """The layer's parameters or buffers as float64 arrays; None for what it does not have."""
     found = (getattr(layer, name, None) for name in names)
     return tuple(None if tensor is None else tensor.detach().double().numpy() for tensor in found)
@@ -23,7 +23,7 @@ def weights(layer: nn.Module, *names: str) -> tuple[np.ndarray | None, ...]:
 @lowers(torch.nn.functional.linear, to="casadi")
 def linear(input: Operand, weight: Operand, bias: Operand | None = None) -> Tensor:
     """`input @ weight.T + bias`."""
-    if isinstance(input, Tensor) and not isinstance(weight, Tensor) and weight.ndim == 2:
+    if isinstance(input, Tensor) and isinstance(weight, np.ndarray) and weight.ndim == 2:
         return input.affine(weight, bias)
     axes = (1, 0) if len(np.shape(weight)) == 2 else (0,)
     product = matmul(input, Tensor.of(weight).permute(*axes))

@@ -11,7 +11,6 @@ import casadi
 import numpy as np
 import torch
 import torch.fx
-from torch.fx._symbolic_trace import _assert_is_none
 from torch.utils import _pytree as pytree
 
 from parity.converters.registry import find_lowering
@@ -33,10 +32,13 @@ from parity.converters.torch_casadi.in_place import IN_PLACE, same_tensors, writ
 from parity.converters.torch_casadi.tensor import Tensor
 from parity.errors import Unsupported
 
-RANDOM = frozenset(
-    "rand randn randint randperm normal bernoulli multinomial poisson rand_like randn_like randint_like uniform "
-    "exponential gumbel_softmax rrelu".split()
-)
+NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+SIZES = frozenset(("dims", "shape", "size", "sizes"))
+"""Arguments that lowerings take as `*sizes`."""
+RANDOM = frozenset((
+    "rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson", "rand_like",
+    "randn_like", "randint_like", "uniform", "exponential", "gumbel_softmax", "rrelu"
+))  # fmt: skip
 
 
 def convert(model: torch.nn.Module, example: tuple[torch.Tensor, ...], name: str) -> casadi.Function:
@@ -119,11 +121,11 @@ def capture(model: torch.nn.Module, arguments: dict[str, torch.Tensor]) -> torch
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise Unsupported(
-            f"torch.fx cannot trace {type(model).__name__}: {reason[0]}; rewrite that part, or put it in a module of its "
-            'own and lower it whole with @parity.lowers(<Type>, to="casadi")'
+            f"torch.fx cannot trace {type(model).__name__}: {reason[0]}; rewrite that part, or put it in a module of "
+            'its own and lower it whole with @parity.lowers(<Type>, to="casadi")'
         ) from error
     for node in list(graph.nodes):
-        if node.op == "call_function" and node.target in (torch._assert, _assert_is_none):
+        if node.op == "call_function" and node.target.__name__ in ("_assert", "_assert_is_none"):
             graph.erase_node(node)  # fx checks with them that the defaults are what it was given
     return graph
 
@@ -178,7 +180,7 @@ class Lowering(torch.fx.Interpreter):
         if name.rpartition(".")[2].removesuffix("_") in RANDOM:
             raise Unsupported(f"{called} draws random numbers: a function has none")
         if _has_tensor((args, kwargs)):
-            return self._lower(lowering, called, _expression(self.node), args, kwargs)
+            return self._lower(lowering, called, _expression(self.node), *_usual(args, kwargs))
         return _double(compute(*args, **kwargs))
 
     def _lower(self, lowering: Any, called: str, operator_name: str, args: Any, kwargs: Any) -> Any:
@@ -188,8 +190,6 @@ class Lowering(torch.fx.Interpreter):
         if lowering is None:
             raise Unsupported(f'{called} has no lowering: write one with @parity.lowers({operator_name}, to="casadi")')
         args, kwargs = pytree.tree_map(_array, (args, kwargs))
-        if "out" in kwargs and kwargs["out"] is None:
-            kwargs = {name: value for name, value in kwargs.items() if name != "out"}  # fx writes the default out
         try:
             inspect.signature(lowering).bind(*args, **kwargs)
         except TypeError as error:
@@ -202,6 +202,18 @@ class Lowering(torch.fx.Interpreter):
 
 def _has_tensor(value: Any) -> bool:
     return any(isinstance(leaf, Tensor | Indices) for leaf in pytree.tree_leaves(value))
+
+
+def _usual(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """A call by the names that lowerings use: torch takes NumPy's as well, and its first argument by name."""
+    named = {NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
+    if named.get("out", 0) is None:
+        del named["out"]  # fx writes the default out
+    if not args and "input" in named:
+        args = (named.pop("input"),)
+    if len(args) == 1 and len(named) == 1 and not SIZES.isdisjoint(named):
+        args, named = (*args, *named.values()), {}
+    return args, named
 
 
 def _array(leaf: Any) -> Any:

@@ -46,7 +46,8 @@ def layer_norm(
 
 @lowers(nn.LayerNorm, to="casadi")
 def layer_norm_layer(layer: nn.LayerNorm, x: Tensor) -> Tensor:
-    return layer_norm(x, layer.normalized_shape, *weights(layer, "weight", "bias"), layer.eps)
+    weight, bias = weights(layer, "weight", "bias")
+    return layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
 
 
 @lowers(functional.rms_norm, torch.rms_norm, to="casadi")
@@ -59,7 +60,8 @@ def rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Weight = No
 
 @lowers(nn.RMSNorm, to="casadi")
 def rms_norm_layer(layer: nn.RMSNorm, x: Tensor) -> Tensor:
-    return rms_norm(x, layer.normalized_shape, *weights(layer, "weight"), layer.eps)
+    (weight,) = weights(layer, "weight")
+    return rms_norm(x, layer.normalized_shape, weight, layer.eps)
 
 
 @lowers(functional.group_norm, torch.group_norm, to="casadi")
@@ -71,7 +73,8 @@ def group_norm(input: Tensor, num_groups: int, weight: Weight = None, bias: Weig
 
 @lowers(nn.GroupNorm, to="casadi")
 def group_norm_layer(layer: nn.GroupNorm, x: Tensor) -> Tensor:
-    return group_norm(x, layer.num_groups, *weights(layer, "weight", "bias"), layer.eps)
+    weight, bias = weights(layer, "weight", "bias")
+    return group_norm(x, layer.num_groups, weight, bias, layer.eps)
 
 
 @lowers(functional.batch_norm, to="casadi")
@@ -91,7 +94,8 @@ def batch_norm(
 def batch_norm_layer(layer: Any, x: Tensor) -> Tensor:
     if layer.running_mean is None:
         raise Unsupported("without running statistics it mixes the samples of a batch: set track_running_stats=True")
-    return batch_norm(x, *weights(layer, "running_mean", "running_var", "weight", "bias"), eps=layer.eps)
+    mean, variance, weight, bias = weights(layer, "running_mean", "running_var", "weight", "bias")
+    return batch_norm(x, mean, variance, weight, bias, eps=layer.eps)
 
 
 @lowers(functional.instance_norm, to="casadi")
@@ -107,7 +111,8 @@ def instance_norm(
 
 @lowers(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, to="casadi")
 def instance_norm_layer(layer: Any, x: Tensor) -> Tensor:
-    arrays = weights(layer, "running_mean", "running_var", "weight", "bias")
+    mean, variance, weight, bias = weights(layer, "running_mean", "running_var", "weight", "bias")
     rank = int(type(layer).__name__[-2])
     batch = x if x.ndim == rank + 2 else x.reshape(1, *x.shape)  # a single sample may come without a batch axis
-    return instance_norm(batch, *arrays, use_input_stats=arrays[0] is None, eps=layer.eps).reshape(*x.shape)
+    result = instance_norm(batch, mean, variance, weight, bias, use_input_stats=mean is None, eps=layer.eps)
+    return result.reshape(*x.shape)

@@ -111,8 +111,9 @@ def _bins(length: int, count: int) -> list[range]:
 
 
 def _adaptive_size(x: Tensor, output_size: Any, rank: int) -> list[tuple[int, int]]:
-    sizes = (output_size,) * rank if output_size is None or isinstance(output_size, int) else tuple(output_size)
-    return [(n, n if size is None else size) for n, size in zip(x.shape[-rank:], each(sizes, rank), strict=True)]
+    given = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,)
+    sizes = given if len(given) == rank else given * rank
+    return [(n, n if size is None else size) for n, size in zip(x.shape[-rank:], sizes, strict=True)]
 
 
 def adaptive_average_pool(x: Tensor, output_size: Any, *, rank: int) -> Tensor:
@@ -199,14 +200,15 @@ def interpolate(
 ) -> Tensor:
     """torch.nn.functional.interpolate, on the dimensions from the third on."""
     lengths = input.shape[2:]
+    scales: list[float | None] = [None] * len(lengths)
     if antialias or mode not in (*SMOOTH, "nearest", "nearest-exact"):
         raise Unsupported(f"mode={mode!r}, antialias={antialias}: nearest, linear and cubic modes have a lowering")
     if size is not None:
-        counts, scales = each(size, len(lengths)), [None] * len(lengths)
+        counts = each(size, len(lengths))
     else:
         factors = (scale_factor,) * len(lengths) if isinstance(scale_factor, int | float) else scale_factor
         counts = tuple(math.floor(n * factor) for n, factor in zip(lengths, factors, strict=True))
-        scales = [None] * len(lengths) if recompute_scale_factor else list(factors)
+        scales = scales if recompute_scale_factor else list(factors)
     steps = list(zip(lengths, counts, scales, strict=True))
     if mode in SMOOTH:
         return separable(input, [SMOOTH[mode](*step, bool(align_corners)) for step in steps])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,14 @@ Sizes = Any
 
 def _integers(sizes: tuple[Sizes, ...]) -> tuple[int, ...]:
     first = sizes[0] if len(sizes) == 1 else sizes
+    if isinstance(first, torch.dtype):
+        raise Unsupported(f"the same bits read as {first}")
     return tuple(int(size) for size in (first if isinstance(first, Sequence) else (first,)))
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------
 
-ATTRIBUTES = {
+ATTRIBUTES: dict[str, Callable[[Tensor], Any]] = {
     "shape": lambda x: torch.Size(x.shape),
     "ndim": lambda x: x.ndim,
     "dtype": lambda x: torch.float64,
@@ -34,8 +36,8 @@ ATTRIBUTES = {
     "is_cuda": lambda x: False,
     "layout": lambda x: torch.strided,
     "T": lambda x: x.permute(*reversed(range(x.ndim))),
-    "mT": lambda x: transpose(x, -2, -1),
-    "data": lambda x: detach(x),
+    "mT": lambda x: x.take(x.positions.swapaxes(-2, -1)),
+    "data": lambda x: elementwise(held, x),
 }
 
 
@@ -75,6 +77,10 @@ def cast(input: Tensor, *arguments: Any, **options: Any) -> Tensor:
     """Between floating types: everything is float64."""
     for value in (*arguments, *options.values()):
         if isinstance(value, torch.dtype) and value not in FLOATING:
+            raise Unsupported(f"a cast to {value}: only floating types have a lowering")
+        if isinstance(value, np.ndarray) and value.dtype.kind != "f":
+            raise Unsupported("a cast to the type of a tensor of integers: only floating types have a lowering")
+        if isinstance(value, str) and "Tensor" in value and not value.endswith(("FloatTensor", "DoubleTensor")):
             raise Unsupported(f"a cast to {value}: only floating types have a lowering")
     return input
 

@@ -73,7 +73,8 @@ class Tensor:
         """The elements at `index` (into `data`), in the shape of `index`."""
         flat = np.asarray(index).ravel()
         in_order = flat.size == self.size and np.array_equal(flat, np.arange(self.size))
-        return Tensor(self.data if in_order else self.data[flat.tolist()], np.shape(index))
+        # CasADi takes a single element for a row vector when it is indexed, so that must be turned.
+        return Tensor(self.data if in_order else casadi.vec(self.data[flat.tolist()]), np.shape(index))
 
     def reshape(self, *shape: int) -> Tensor:
         return Tensor(self.data, np.broadcast_to(0, self.shape).reshape(shape).shape)
