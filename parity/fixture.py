@@ -41,8 +41,10 @@ class Parity:
 
         return api.convert(model, target, example, **options)
 
-    def run(self, case: Case, chain: Chain, *, speed: bool = False) -> list[Record]:
+    def run(self, case: Case, chain: Chain, *, speed: bool = False, benchmark: Any = None) -> list[Record]:
         """Send a case through a chain of converters and check it at every kind of inputs; `speed` times it too.
+
+        `benchmark`, pytest-benchmark's fixture, also gets the converted model's evaluation, if it agrees.
 
         A shipped or installed converter runs in a process of its own, one registered by a test runs in this one.
         The test fails if any check does, and is skipped where the converter says no to all of them.
@@ -64,6 +66,8 @@ class Parity:
             pytest.fail("\n".join([*(record.summary() for record in bad), again]), pytrace=False)
         if all(record.verdict == UNSUPPORTED for record in records):
             pytest.skip(records[0].message)
+        if benchmark is not None:
+            _benchmark(benchmark, case, chain)
         return records
 
     def _keep(self, records: Iterable[Record]) -> list[Record]:
@@ -77,6 +81,25 @@ class Parity:
             self._request.node.user_properties.append((PROPERTY, record.to_plain()))
             kept.append(record)
         return kept
+
+
+def _benchmark(benchmark: Any, case: Case, chain: Chain) -> None:
+    """Time the value by pytest-benchmark, for its JSON and its comparisons; the report has the paired ratio."""
+    if not benchmark.enabled:  # by an option or under xdist; the fixture warns unless it is used
+        benchmark(lambda: None)
+        return
+    import numpy as np
+
+    from parity.pipeline import convert_along
+    from parity.runtimes import runtime_for
+
+    inputs, dtype = case.inputs(), chain.dtypes[0]
+    source = runtime_for(case.model(), dtype)
+    target = runtime_for(convert_along(chain, source.model, source.example(inputs)).artifacts[-1], dtype)
+    benchmark.group = f"{chain.path.name} {case.id}"
+    benchmark.extra_info.update(converter=chain.name, call=target.caller_description("value"))
+    call = target.caller("value", inputs, np.ones(source.value(inputs).shape[1]))
+    benchmark.pedantic(call, rounds=50, iterations=20, warmup_rounds=2)
 
 
 def reproducer(record: Record) -> str:

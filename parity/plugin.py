@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -65,7 +65,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, (metavar, text) in OPTIONS.items():
         repeated = name in ("path", "converter")
         group.addoption(f"--parity-{name}", metavar=metavar, help=text, action="append" if repeated else "store")
-        parser.addini(f"parity_{name}", text, type="args" if repeated else "string")
+        kind: Literal["args", "string"] = "args" if repeated else "string"
+        parser.addini(f"parity_{name}", text, type=kind)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -93,10 +94,10 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.stash[SETTINGS] = settings = _settings(config)
     config.stash[DESELECTED] = 0
-    if settings.enabled and not _names_files(config):
-        files = {path: _suites_folder() / f"test_{path.name.replace('-', '_')}.py" for path in settings.paths}
-        config.args = [*config.args, *(str(file) for file in files.values())]
-        _show_to_last_failed(config, files.values())
+    if not config.pluginmanager.hasplugin("benchmark"):
+        config.pluginmanager.register(WithoutBenchmark(), "parity-without-benchmark")
+    if settings.enabled:
+        _show_to_last_failed(config, _suites(settings))
 
 
 def _settings(config: pytest.Config) -> Settings:
@@ -138,7 +139,11 @@ def _names_files(config: pytest.Config) -> bool:
     return any("::" in argument or (config.invocation_params.dir / argument).is_file() for argument in config.args)
 
 
-def _show_to_last_failed(config: pytest.Config, files: Iterable[Path]) -> None:
+def _suites(settings: Settings) -> list[Path]:
+    return [_suites_folder() / f"test_{path.name.replace('-', '_')}.py" for path in settings.paths]
+
+
+def _show_to_last_failed(config: pytest.Config, files: list[Path]) -> None:
     """`--lf` skips files without a failed test, and looks for ours where their ids point, not where they lie."""
     paths = getattr(config.pluginmanager.get_plugin("lfplugin"), "_last_failed_paths", None)
     if paths is not None:
@@ -146,6 +151,20 @@ def _show_to_last_failed(config: pytest.Config, files: Iterable[Path]) -> None:
 
 
 # --- collection -------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, Any]:
+    """Add the shipped suites to whatever the command line collects.
+
+    Not as arguments of it: pytest drops those that lie in a folder it walks through already, and then does not enter
+    a virtual environment there.
+    """
+    report = yield
+    config = collector.config
+    if isinstance(collector, pytest.Session) and config.stash[SETTINGS].enabled and not _names_files(config):
+        report.result += [_suite_module(collector, file) for file in _suites(config.stash[SETTINGS])]
+    return report
 
 
 class SuiteModule(pytest.Module):
@@ -169,9 +188,13 @@ class SuiteModule(pytest.Module):
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     if module_path.name.startswith("test_") and module_path.parent == _suites_folder():
-        module: pytest.Module = SuiteModule.from_parent(parent, path=module_path, nodeid=SUITES + module_path.name)
-        return module
+        return _suite_module(parent, module_path)
     return None
+
+
+def _suite_module(parent: pytest.Collector, file: Path) -> pytest.Module:
+    module: pytest.Module = SuiteModule.from_parent(parent, path=file, nodeid=SUITES + file.name)
+    return module
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -190,7 +213,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _parameters(
-    settings: Settings, names: list[str], path: str, families: Any = None, cases: int | None = None
+    settings: Settings, names: Sequence[str], path: str, families: Any = None, cases: int | None = None
 ) -> list[Any]:
     from parity.cases.case import case_ids
     from parity.paths import path as path_named
@@ -213,6 +236,12 @@ def _parameters(
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    shipped: dict[str, pytest.Item] = {}  # once, also where the walk comes through their folder
+    items[:] = [
+        item
+        for item in items
+        if not isinstance(item.parent, SuiteModule) or shipped.setdefault(item.nodeid, item) is item
+    ]
     if config.stash[SETTINGS].enabled:
         return
     parity = [item for item in items if item.get_closest_marker("parity")]
@@ -266,6 +295,14 @@ def parity(request: pytest.FixtureRequest, _parity_worker: Any) -> Parity:
     from parity.fixture import Parity
 
     return Parity(request, _parity_worker, request.config.stash[SETTINGS].timeout)
+
+
+class WithoutBenchmark:
+    """Stands in where pytest-benchmark is switched off (`-p no:benchmark`)."""
+
+    @pytest.fixture
+    def benchmark(self) -> None:
+        return None
 
 
 # --- the run's report -------------------------------------------------------------------------------------------------

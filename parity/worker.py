@@ -48,6 +48,7 @@ class Worker:
         connection = self._start()
         patience = max(timeout, START_SECONDS)
         done, answered = 0, False
+        content: Any
         try:
             with suppress(ConnectionError):  # it died while idle: reading says so
                 connection.send((case_id, chain.path.name, chain.name, tuple(plan)))

@@ -9,5 +9,5 @@ def test_case(parity, parity_case, parity_chain):
 
 
 @pytest.mark.parity(path="torch-casadi", families=("network",))
-def test_speed(parity, parity_case, parity_chain):
-    parity.run(parity_case, parity_chain, speed=True)
+def test_speed(parity, parity_case, parity_chain, benchmark):
+    parity.run(parity_case, parity_chain, speed=True, benchmark=benchmark)

@@ -16,6 +16,7 @@ pytest_plugins = "pytester"
 @pytest.fixture(scope="session")
 def frameworks(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Everything that a run imports, imported once: pytester forgets what is imported during an in-process run."""
+    import hypothesis  # noqa: F401  # its plugin imports it at the end of every run
     import torch
 
     from parity import api

@@ -84,24 +84,14 @@ def test_nothing_is_said_where_there_is_no_parity_test(pytester, run):
 # --- the shipped suites, under the settings of others -----------------------------------------------------------------
 
 HOSTS = {
-    "nothing set": ("", ()),
     "names": ("python_files = check_*.py test_host.py\npython_functions = check_* test_own\npython_classes = C", ()),
-    "testpaths": ("testpaths = .", ()),
-    "importlib": ("addopts = --import-mode=importlib", ()),
-    "append": ("", ("--import-mode=append",)),
-    "warnings": ("filterwarnings = error", ()),
-    "strict": ("addopts = --strict-markers --strict-config\nxfail_strict = true", ()),
-    "marker": ("", ("-m", "parity")),
-    "no benchmark": ("", ("-p", "no:benchmark")),
-    "no cache": ("", ("-p", "no:cacheprovider")),
-    "no xdist": ("", ("-p", "no:xdist")),
-    "doctests": ("addopts = --doctest-modules --doctest-glob=*.md", ()),
-    "ignoring": ("norecursedirs = * \ncollect_imported_tests = false", ()),
-    "empty sets are errors": ("empty_parameter_set_mark = fail_at_collect", ()),
-    "a folder named": ("", (".",)),
-    "failed first": ("", ("--ff",)),
-    "stepwise": ("", ("--stepwise",)),
-    "keep duplicates": ("", ("--keep-duplicates",)),
+    "testpaths, importlib": ("testpaths = .\naddopts = --import-mode=importlib", ()),
+    "strict": ("filterwarnings = error\naddopts = --strict-markers --strict-config\nxfail_strict = true", ()),
+    "warnings are errors": ("", ("-W", "error", "--import-mode=append")),
+    "less": ("", ("-p", "no:benchmark", "-p", "no:cacheprovider", "-p", "no:xdist")),
+    "doctests": ("addopts = --doctest-modules --doctest-glob=*.md", ("--ff",)),
+    "ignoring": ("norecursedirs = *\nempty_parameter_set_mark = fail_at_collect", ("-m", "parity", "--stepwise")),
+    "a folder named": ("", (".", "--keep-duplicates", "--junitxml=junit.xml")),
 }
 
 
@@ -109,10 +99,9 @@ HOSTS = {
 def test_the_shipped_suites_run_besides_the_hosts_own(pytester, run_parity, ini, arguments):
     pytester.makeini(f"[pytest]\n{ini}\n")
     pytester.makepyfile(test_host=OWN)
-    assert sorted(node_ids(run_parity("--co", "-q", *SHORT, *arguments))) == sorted(
-        [LINEAR, DAG, "test_host.py::test_own"]
-    )
-    result = run_parity(*SHORT, *arguments)
+    result = run_parity("-v", *SHORT, *arguments)
+    ids = [line.split(" ")[0] for line in result.outlines if " PASSED " in line]
+    assert sorted(ids) == sorted([LINEAR, DAG, "test_host.py::test_own"])
     result.assert_outcomes(passed=3, deselected=result.parseoutcomes()["deselected"])
     assert len(rows(pytester.path / "report")) == 18
 
@@ -130,7 +119,8 @@ def test_host_fixtures_and_hooks_do_not_get_in_the_way(pytester, run_parity):
             return pytest.Module.from_parent(parent, path=module_path)
         """
     )
-    run_parity(*SHORT).assert_outcomes(passed=2, deselected=131)
+    result = run_parity(*SHORT)
+    result.assert_outcomes(passed=2, deselected=result.parseoutcomes()["deselected"])
     assert len(rows(pytester.path / "report")) == 18
 
 
@@ -148,8 +138,9 @@ def test_a_virtual_environment_inside_the_root(pytester, monkeypatch):
     (pytester.path / ".venv/pyvenv.cfg").touch()
     monkeypatch.setenv("PYTHONPATH", str(site))
     pytester.makepyfile(test_host=OWN)
-    result = pytester.runpytest_subprocess("--parity", "--co", "-q", "-p", "no:randomly", *SHORT)
-    assert node_ids(result) == ["test_host.py::test_own", LINEAR, DAG]
+    for named in (), (DAG, "test_host.py::test_own"):
+        result = pytester.runpytest_subprocess("--parity", "--co", "-q", "-p", "no:randomly", *SHORT, *named)
+        assert set(node_ids(result)) == {"test_host.py::test_own", DAG} | ({LINEAR} if not named else set())
 
 
 def test_a_printed_id_can_be_pasted_back(pytester, run_parity):
@@ -242,7 +233,7 @@ def test_a_path_that_cannot_run_is_shown_and_skipped(pytester, run, monkeypatch)
     other = paths.Path("torch-nowhere", packages=("no_such_package",), extra="nowhere")
     monkeypatch.setattr(paths, "PATHS", (*paths.PATHS, other))
     pytester.makepyfile(
-        """
+        test_host="""
         import pytest
 
         @pytest.mark.parity(path="torch-nowhere")
@@ -250,8 +241,8 @@ def test_a_path_that_cannot_run_is_shown_and_skipped(pytester, run, monkeypatch)
         """
     )
     needs = "torch-nowhere cannot run here: it needs no_such_package: pip install 'pytest-parity?nowhere?'"
-    result = run("--parity", "--parity-report=report", "-rs", "-k", "own")
-    result.assert_outcomes(skipped=1, deselected=result.parseoutcomes()["deselected"])
+    result = run("--parity", "--parity-report=report", "-rs", "test_host.py")
+    result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines([f"parity: {needs}", "*= parity =*", needs, "0 checks of 0 cases: none ran", "SKIPPED*"])
     assert "no_such_package" in (pytester.path / "report/index.html").read_text(encoding="utf-8")
 

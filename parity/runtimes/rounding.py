@@ -63,9 +63,11 @@ class Rounding(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         if length := _reduction_length(name, args):
             args = tree_map(self._noisy(self.unit * max(1.0, sqrt(length) / 2)), args)
-        result = tree_map(self._noisy(self.unit), func(*args, **(kwargs or {})))
-        if name == "gelu":  # x (1 + erf) / 2: the sum inside rounds absolutely, and cancels where erf is near -1
-            result = result + self._noisy(self.unit)(args[0] / 2) - args[0] / 2
+        exact = func(*args, **(kwargs or {}))
+        result = tree_map(self._noisy(self.unit), exact)
+        for term in _terms_inside(name, args, exact):
+            error = self._noisy(self.unit)(term) - term
+            result = (result[0] + error, *result[1:]) if isinstance(result, tuple) else result + error
         return result
 
     def _noisy(self, unit: float) -> Callable[[Any], Any]:
@@ -89,12 +91,42 @@ def _reduction_length(name: str, args: tuple[Any, ...]) -> int:
     if name == "convolution_backward":
         return int(max(args[2][0].numel(), args[0].numel() // max(1, args[0].shape[1])))
     if name.endswith("_backward") and name.removesuffix("_backward") in ELEMENTWISE_BACKWARD:
-        return 0
+        return 1  # its formula crosses zero by cancellation, where its argument's rounding shows
     if "upsample" in name:  # computes coordinates, which are as large as the axes are long
         return int((2 * max(max(tensor.shape[2:]) for tensor in tensors)) ** 2)
     if any(word in name for word in ("norm", "softmax", "sum", "mean", "var", "pool", "logsumexp")):
         return int(max(tensor.numel() for tensor in tensors) // max(1, tensors[0].shape[0] if tensors[0].dim() else 1))
     return 0
+
+
+def _terms_inside(name: str, args: tuple[Any, ...], result: Any) -> list[torch.Tensor]:
+    """Terms that an operator adds up inside: where they cancel, their roundings are larger than the result's own.
+
+    GELU is x·(1 + erf)/2. Normalization with statistics of its own input is computed as x·scale − mean·scale.
+    """
+    if name in ("gelu", "gelu_backward"):
+        return [args[0] / 2]
+    if name == "native_layer_norm":
+        x, _, weight = args[:3]
+        _, mean, scale = result
+    elif name == "native_group_norm":
+        x, weight, _, batch, channels, _, groups, _ = args
+        mean, scale = (
+            statistic.reshape(batch, groups, 1).expand(batch, groups, channels // groups).reshape(batch, channels)
+            for statistic in result[1:]
+        )
+        per_channel = (batch, channels, *[1] * (x.dim() - 2))
+        mean, scale = mean.reshape(per_channel), scale.reshape(per_channel)
+        weight = None if weight is None else weight.reshape(per_channel[1:])
+    elif name == "native_batch_norm" and result[2].numel():
+        x, weight = args[0], args[1]
+        per_channel = (1, x.shape[1], *[1] * (x.dim() - 2))
+        mean, scale = result[1].reshape(per_channel), result[2].reshape(per_channel)
+        weight = None if weight is None else weight.reshape(per_channel)
+    else:
+        return []
+    scale = scale if weight is None else scale * weight
+    return [x * scale, mean * scale]
 
 
 @contextmanager
