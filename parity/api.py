@@ -62,7 +62,7 @@ def check(
     converted: Any,
     inputs: Any,
     *,
-    checks: Sequence[str] = ("value", "jacobian", "hessian"),
+    checks: Sequence[str] | None = None,
     path: str | None = None,
     speed: bool = False,
     name: str | None = None,
@@ -71,16 +71,18 @@ def check(
 
     `converted` is the converted model itself (a `casadi.Function`, …), the name of a registered converter, or a
     function `(model, example) -> artifact`. `inputs` is one array or tensor, or a tuple of them: floating point,
-    batch axis first. The value is compared for the whole batch, derivatives for its first samples. `path` says which
-    path is meant where the converter's name leaves it open; `speed` also times every check, on the first sample.
+    batch axis first. The value is compared for the whole batch, derivatives for its first samples. `checks` names what
+    to compare (`value`, `jacobian`, `hessian`, `vjp`), by default what the path's suite does. `path` says which path is
+    meant where the converter's name leaves it open; `speed` also times every check, on the first sample.
 
     The truth is `source` evaluated in float64, in eval mode, on the CPU; see `parity.checks.tolerance`. Raises
     `ParityError` for NaN weights, or inputs that the source does not take.
     """
-    if unknown := [each for each in checks if each not in CHECKS]:
+    if unknown := [each for each in checks or () if each not in CHECKS]:
         raise ParityError(f"unknown check {unknown[0]!r}: one of {', '.join(CHECKS)}")
     arrays = _arrays(inputs)
     chain = _chain_of(source, converted, arrays, path)
+    checks = checks or chain.path.checks
     batch = len(arrays[0])
     samples = {each: batch if each == "value" else min(batch, DERIVATIVE_SAMPLES) for each in checks}
     plan = [Point(each, "given", samples[each], timed=speed) for each in checks]
@@ -121,7 +123,13 @@ def _chain(source: str, target: str, name: str) -> Chain:
             known.require()
             return find_chain(known, name)
     edge = find_converter(source, target, name)
-    return Chain(Path(f"{source}-{target}", packages=(), extra=target), (edge,))
+    return Chain(_path_between(source, target), (edge,))
+
+
+def _path_between(source: str, target: str) -> Path:
+    """The path of these ends, or one that nobody has named: any edge is a path."""
+    name = f"{source}-{target}"
+    return next((known for known in PATHS if known.name == name), Path(name, packages=(), extra=target))
 
 
 def _chain_of(source: Any, converted: Any, arrays: Arrays, path: str | None) -> Chain:
@@ -150,7 +158,7 @@ def _single(start: str, artifact: Any, name: str, function: Callable[..., Any], 
         raise ParityError(f"{name} gives a {type(artifact).__qualname__}, which no runtime executes")
     dtype = runtime_for(artifact).dtype
     edge = Converter(start, target, name, function, (dtype,), (), installed=False, repeatable=repeatable)
-    return Chain(Path(f"{start}-{target}", packages=(), extra=target), (edge,))
+    return Chain(_path_between(start, target), (edge,))
 
 
 def _arrays(inputs: Any) -> Arrays:

@@ -51,9 +51,10 @@ class Parity:
         """
         __tracebackhide__ = True
         from parity.api import failed
-        from parity.pipeline import PLAN, examine, timed
+        from parity.pipeline import examine, plan_of, timed
 
-        plan = timed(PLAN) if speed else PLAN
+        plan = plan_of(chain.path.checks)
+        plan = timed(plan, chain.path.speed_batches) if speed else plan
         try:
             if chain.installed and self._timeout:
                 records = self._keep(self._worker.examine(case.id, chain, plan, self._timeout))

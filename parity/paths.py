@@ -17,6 +17,10 @@ class Path:
     """What must be importable to run it."""
     extra: str
     """The extra of `pytest-parity` that installs the packages."""
+    checks: tuple[str, ...] = ("value", "jacobian", "hessian")
+    """What is checked unless the user says what."""
+    speed_batches: tuple[int, ...] = (1,)
+    """Sizes of the batches that speed is measured for."""
 
     @property
     def representations(self) -> tuple[str, ...]:
@@ -44,7 +48,16 @@ class Path:
             raise MissingPackage(f"path {self.name} needs {', '.join(missing)}: {self.install_command}")
 
 
-PATHS = (Path("torch-casadi", packages=("torch", "casadi"), extra="casadi"),)
+PATHS = (
+    Path("torch-casadi", packages=("torch", "casadi"), extra="casadi"),
+    Path(
+        "keras-torch",
+        packages=("keras", "tensorflow", "torch", "h5py"),
+        extra="keras",
+        checks=("value", "vjp"),
+        speed_batches=(1, 64),
+    ),
+)
 
 
 def path(name: str) -> Path:

@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from parity.checks.blame import first_diverging
-from parity.checks.derivatives import check_hessian, check_jacobian, projection
+from parity.checks.derivatives import check_hessian, check_jacobian, check_vjp, projection
 from parity.checks.value import check_value
 from parity.checks.verdict import Finding
 from parity.converters.registry import Chain
@@ -22,7 +22,7 @@ from parity.records import ERROR, FAIL, UNSUPPORTED, Record
 from parity.runtimes import Arrays, runtime_for
 from parity.timing import compare_speed
 
-CHECKS = {"value": check_value, "jacobian": check_jacobian, "hessian": check_hessian}
+CHECKS = {"value": check_value, "jacobian": check_jacobian, "hessian": check_hessian, "vjp": check_vjp}
 
 
 class Subject(Protocol):
@@ -50,19 +50,27 @@ class Point:
     timed: bool = False
 
 
-PLAN = (
+POINTS = (
     *(Point("value", regime) for regime in ("normal", "large", "tiny", "zeros", "saturating")),
     Point("value", "normal", batch=4),
     Point("jacobian"),
     Point("jacobian", "zeros"),
     Point("hessian"),
+    Point("vjp", batch=4),
+    Point("vjp", "zeros"),
 )
-"""What every case goes through: derivatives only where inputs are of a size that users differentiate at."""
+"""Where each check is made: derivatives only where inputs are of a size that users differentiate at."""
 
 
-def timed(plan: Sequence[Point]) -> tuple[Point, ...]:
-    """The same plan with every check timed at normal inputs, batch 1."""
-    return tuple(replace(point, timed=point.regime == "normal" and point.batch == 1) for point in plan)
+def plan_of(checks: Sequence[str]) -> tuple[Point, ...]:
+    """What a case goes through: the points of these checks, in the order of `POINTS`."""
+    return tuple(point for point in POINTS if point.check in checks)
+
+
+def timed(plan: Sequence[Point], batches: Sequence[int] = (1,)) -> tuple[Point, ...]:
+    """The same plan with every check timed at normal inputs, for batches of these sizes."""
+    added = [Point("value", batch=batch) for batch in batches if Point("value", batch=batch) not in plan]
+    return tuple(replace(point, timed=point.regime == "normal" and point.batch in batches) for point in (*plan, *added))
 
 
 @dataclass(frozen=True)
@@ -83,13 +91,16 @@ def convert_along(chain: Chain, model: Any, example: tuple[Any, ...]) -> Convers
     return Conversion(tuple(artifacts), (perf_counter() - start) * 1e3)
 
 
-def examine(subject: Subject, chain: Chain, plan: Sequence[Point] = PLAN) -> Iterator[Record]:
+def examine(subject: Subject, chain: Chain, plan: Sequence[Point] | None = None) -> Iterator[Record]:
     """Records of one subject and chain: one per point of the plan, in each precision that the chain computes in.
+
+    Without a plan, the path's own checks are made.
 
     The converter is given the source in that precision, in eval mode, on the CPU; the truth is the same source in
     float64. A converter that fails costs its own verdicts: only a source that cannot be judged (`ParityError`) raises.
     """
     model, base = subject.model(), identity(subject, chain)
+    plan = plan or plan_of(chain.path.checks)
     for dtype in chain.dtypes:
         yield from _Examination(subject, chain, model, replace(base, dtype=dtype)).records(plan)
 
@@ -141,7 +152,7 @@ class _Examination:
             if finding.verdict == FAIL:
                 columns |= self._blame(point, conversion, inputs)
             elif point.timed:
-                columns |= self._speed(point, tuple(array[:1] for array in inputs), target)
+                columns |= self._speed(point, inputs, target)
         except Exception as error:
             return _refusal(error)
         return columns

@@ -26,6 +26,7 @@ from parity.pipeline import Point, examine, identity
 from parity.records import CRASH, TIMEOUT, Record
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREADS += ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 """One thread per framework: their pools disturb one another, and speed ratios with them."""
 START_SECONDS = 120.0
 """The process imports frameworks before its first answer: that is not the converter's time."""
@@ -121,7 +122,7 @@ def _main_module_hidden() -> Iterator[None]:
 
 def serve(connection: Connection) -> None:
     """The process's own loop: a request in, its records out."""
-    os.environ.update(dict.fromkeys(THREADS, "1"))
+    os.environ.update(dict.fromkeys(THREADS, "1"), KERAS_BACKEND="tensorflow")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     while True:
         try:
@@ -129,8 +130,8 @@ def serve(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            for package in path_named(path).packages:
-                import_module(package)
+            for representation in path_named(path).representations:
+                import_module(f"parity.runtimes.{representation}")  # and with it, its framework
             connection.send(("ready", None))
             chain = find_chain(path_named(path), chain_name)
             for record in examine(case_from_id(case_id, chain.path.source), chain, plan):

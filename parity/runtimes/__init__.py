@@ -15,10 +15,10 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class Runtime(Protocol):
-    """What every runtime offers. Inputs are arrays with the batch axis first; all arrays are float64.
+    """What runtimes offer; a check asks for what it compares, and a path's checks for what its runtimes have. Inputs are arrays with the batch axis first; all arrays are float64.
 
-    A value is a matrix (batch, outputs): every output tensor flattened in row-major order, one after the other.
-    Derivatives are of one sample (batch 1) by all inputs, flattened and joined likewise.
+    A value is a matrix (batch, outputs): every output tensor flattened in row-major order, one after the other
+    (dictionaries by key). Jacobians and Hessians are of one sample (batch 1) by all inputs, flattened and joined likewise.
     """
 
     representation: str
@@ -35,6 +35,9 @@ class Runtime(Protocol):
 
     def hessian(self, inputs: Arrays, projection: np.ndarray) -> np.ndarray:
         """Second derivatives of `projection @ outputs` by the inputs, shape (inputs, inputs)."""
+
+    def vjp(self, inputs: Arrays, cotangent: np.ndarray) -> np.ndarray:
+        """Derivatives of `sum(cotangent * value)` by the inputs, shape (batch, inputs); `cotangent` as the value."""
 
     def caller(self, check: str, inputs: Arrays, projection: np.ndarray) -> Callable[[], object]:
         """A ready-made call without arguments of what `check` compares, for timing: nothing is prepared inside."""
@@ -64,6 +67,7 @@ class SourceRuntime(Runtime, Protocol):
 
 _RUNTIMES = {
     "torch.nn.modules.module.Module": ("torch", "parity.runtimes.torch", "TorchRuntime"),
+    "keras.src.models.model.Model": ("keras", "parity.runtimes.keras", "KerasRuntime"),
     "casadi.casadi.Function": ("casadi", "parity.runtimes.casadi", "CasadiRuntime"),
 }
 

@@ -63,6 +63,10 @@ class TorchRuntime:
         tensors = self._tensors(inputs)
         return _float64(self._hessian(tensors, torch.from_numpy(projection).to(DTYPES[self.dtype])))
 
+    def vjp(self, inputs: Arrays, cotangent: np.ndarray) -> np.ndarray:
+        gradients = self._gradients(self._tensors(inputs), torch.from_numpy(cotangent).to(DTYPES[self.dtype]))
+        return _float64(torch.cat([gradient.flatten(1) for gradient in gradients], dim=1))
+
     def rounding(self, dtype: str, seed: int) -> AbstractContextManager[float]:
         return rounding(dtype, seed)
 
@@ -88,6 +92,8 @@ class TorchRuntime:
             return lambda: self._jacobian(tensors)
         if check == "hessian":
             return lambda: self._hessian(tensors, weights)
+        if check == "vjp":
+            return lambda: self._gradients(tensors, weights.expand(len(tensors[0]), -1))
         model = self.model
 
         def forward() -> object:
@@ -97,18 +103,28 @@ class TorchRuntime:
         return forward
 
     def caller_description(self, check: str) -> str:
-        call = {"value": "eager forward", "jacobian": "func.jacrev", "hessian": "func.jacrev of grad"}[check]
-        return f"torch {call}, {self.dtype}, {torch.get_num_threads()} thread(s)"
+        calls = {"value": "eager forward", "jacobian": "func.jacrev", "hessian": "func.jacrev of grad"}
+        return f"torch {calls.get(check, 'autograd.grad')}, {self.dtype}, {torch.get_num_threads()} thread(s)"
 
     def _tensors(self, inputs: Arrays) -> tuple[torch.Tensor, ...]:
         return tuple(torch.from_numpy(np.array(array)).to(DTYPES[self.dtype]) for array in inputs)
 
     def _outputs(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = self.model(*tensors)
+        if isinstance(outputs, dict):
+            return tuple(outputs[key] for key in sorted(outputs))
         return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
 
     def _flat(self, *tensors: torch.Tensor) -> torch.Tensor:
         return torch.cat([output.flatten() for output in self._outputs(*tensors)])
+
+    def _gradients(self, tensors: tuple[torch.Tensor, ...], cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        leaves = tuple(tensor.detach().requires_grad_() for tensor in tensors)
+        with _Differentiable():
+            flat = torch.cat([output.flatten(1) for output in self._outputs(*leaves)], dim=1)
+        if not flat.requires_grad:  # a constant
+            return tuple(torch.zeros_like(leaf) for leaf in leaves)
+        return torch.autograd.grad(flat, leaves, cotangent, materialize_grads=True)
 
     def _jacobian(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         with _Differentiable():
