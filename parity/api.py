@@ -12,7 +12,7 @@ from parity.converters.registry import Chain, Converter, chains, find_chain, fin
 from parity.errors import ParityError
 from parity.paths import PATHS, Path
 from parity.paths import path as path_named
-from parity.pipeline import CHECKS, Point, examine
+from parity.pipeline import CHECKS, Point, examine, plan_of
 from parity.records import BAD_VERDICTS, DEGENERATE, PASS, Record
 from parity.runtimes import Arrays, representation_of, runtime_for
 
@@ -82,7 +82,7 @@ def check(
         raise ParityError(f"unknown check {unknown[0]!r}: one of {', '.join(CHECKS)}")
     arrays = _arrays(inputs)
     chain = _chain_of(source, converted, arrays, path)
-    checks = checks or chain.path.checks
+    checks = checks or tuple(dict.fromkeys(point.check for point in plan_of(chain.path.name)))
     batch = len(arrays[0])
     samples = {each: batch if each == "value" else min(batch, DERIVATIVE_SAMPLES) for each in checks}
     plan = [Point(each, "given", samples[each], timed=speed) for each in checks]

@@ -53,8 +53,8 @@ class Parity:
         from parity.api import failed
         from parity.pipeline import examine, plan_of, timed
 
-        plan = plan_of(chain.path.checks)
-        plan = timed(plan, chain.path.speed_batches) if speed else plan
+        plan = plan_of(chain.path.name, case.family)
+        plan = timed(plan, chain.path.name) if speed else plan
         try:
             if chain.installed and self._timeout:
                 records = self._keep(self._worker.examine(case.id, chain, plan, self._timeout))

@@ -17,10 +17,6 @@ class Path:
     """What must be importable to run it."""
     extra: str
     """The extra of `pytest-parity` that installs the packages."""
-    checks: tuple[str, ...] = ("value", "jacobian", "hessian")
-    """What is checked unless the user says what."""
-    speed_batches: tuple[int, ...] = (1,)
-    """Sizes of the batches that speed is measured for."""
 
     @property
     def representations(self) -> tuple[str, ...]:
@@ -50,13 +46,7 @@ class Path:
 
 PATHS = (
     Path("torch-casadi", packages=("torch", "casadi"), extra="casadi"),
-    Path(
-        "keras-torch",
-        packages=("keras", "tensorflow", "torch", "h5py"),
-        extra="keras",
-        checks=("value", "vjp"),
-        speed_batches=(1, 64),
-    ),
+    Path("keras-torch", packages=("keras", "tensorflow", "torch", "h5py"), extra="keras"),
 )
 
 

@@ -50,27 +50,35 @@ class Point:
     timed: bool = False
 
 
-POINTS = (
+VALUES = (
     *(Point("value", regime) for regime in ("normal", "large", "tiny", "zeros", "saturating")),
     Point("value", "normal", batch=4),
-    Point("jacobian"),
-    Point("jacobian", "zeros"),
-    Point("hessian"),
-    Point("vjp", batch=4),
-    Point("vjp", "zeros"),
 )
-"""Where each check is made: derivatives only where inputs are of a size that users differentiate at."""
+PLANS = {
+    "torch-casadi": (*VALUES, Point("jacobian"), Point("jacobian", "zeros"), Point("hessian")),
+    "keras-torch": (
+        *(Point("value", regime, batch=4) for regime in ("normal", "tiny", "saturating")),
+        Point("vjp", batch=4),
+    ),
+    "keras-torch application": (Point("value"), Point("value", batch=4)),
+}
+"""What every case of a path goes through, or of one family there: derivatives only where inputs are of a size that
+users differentiate at. Whole applications are deep enough for rounding to flip a ReLU, and costly."""
+SPEED_BATCHES = {"keras-torch": (1, 64)}
+"""Sizes of the batches that speed is measured for; elsewhere 1."""
 
 
-def plan_of(checks: Sequence[str]) -> tuple[Point, ...]:
-    """What a case goes through: the points of these checks, in the order of `POINTS`."""
-    return tuple(point for point in POINTS if point.check in checks)
+def plan_of(path: str, family: str = "") -> tuple[Point, ...]:
+    """What a case goes through; any edge without a plan of its own is taken as torch→casadi is."""
+    return PLANS.get(f"{path} {family}") or PLANS.get(path) or PLANS["torch-casadi"]
 
 
-def timed(plan: Sequence[Point], batches: Sequence[int] = (1,)) -> tuple[Point, ...]:
-    """The same plan with every check timed at normal inputs, for batches of these sizes."""
+def timed(plan: Sequence[Point], path: str = "") -> tuple[Point, ...]:
+    """The same plan with every check timed at normal inputs, for batches of the path's sizes."""
+    batches = SPEED_BATCHES.get(path, (1,))
     added = [Point("value", batch=batch) for batch in batches if Point("value", batch=batch) not in plan]
-    return tuple(replace(point, timed=point.regime == "normal" and point.batch in batches) for point in (*plan, *added))
+    points = (*plan, *added)
+    return tuple(replace(point, timed=point.regime == "normal" and point.batch in batches) for point in points)
 
 
 @dataclass(frozen=True)
@@ -94,13 +102,13 @@ def convert_along(chain: Chain, model: Any, example: tuple[Any, ...]) -> Convers
 def examine(subject: Subject, chain: Chain, plan: Sequence[Point] | None = None) -> Iterator[Record]:
     """Records of one subject and chain: one per point of the plan, in each precision that the chain computes in.
 
-    Without a plan, the path's own checks are made.
+    Without a plan, the path's own is taken.
 
     The converter is given the source in that precision, in eval mode, on the CPU; the truth is the same source in
     float64. A converter that fails costs its own verdicts: only a source that cannot be judged (`ParityError`) raises.
     """
     model, base = subject.model(), identity(subject, chain)
-    plan = plan or plan_of(chain.path.checks)
+    plan = plan or plan_of(chain.path.name, subject.family)
     for dtype in chain.dtypes:
         yield from _Examination(subject, chain, model, replace(base, dtype=dtype)).records(plan)
 

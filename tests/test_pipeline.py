@@ -123,7 +123,7 @@ def test_what_a_converter_refuses_is_unsupported() -> None:
     records = records_of("recipe-0-0", chain_of(shy))
     assert {record.verdict for record in records} == {UNSUPPORTED}
     assert {record.message for record in records} == {"no Linear(2, 1) here: add it"}
-    assert len(records) == len(plan_of(REFERENCE.path.checks))
+    assert len(records) == len(plan_of(REFERENCE.path.name))
 
 
 def test_what_a_converter_raises_is_an_error_with_its_place() -> None:

@@ -167,8 +167,9 @@ layer("SeparableConv2D", "contraction", 3)(_separable)
 
 
 def _transposed(rng: Random, shape: Shape) -> Arguments:
-    stride = rng.choice((1, 2, 3))
-    kernel = [rng.choice((1, 2, 3, 4)) for _ in shape[:-1]]
+    volume = len(shape) == 4
+    stride = rng.choice((1, 2) if volume else (1, 2, 3))
+    kernel = [rng.choice((1, 2, 3) if volume else (1, 2, 3, 4)) for _ in shape[:-1]]
     padding = rng.choice(("same", "valid"))
     # TensorFlow takes an output padding only where the convolution of the output has the length of the input.
     possible = [

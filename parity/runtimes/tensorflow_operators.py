@@ -63,15 +63,18 @@ class Operators:
             yield
             return
         fast, slow, cast = pywrap_tfe.TFE_Py_FastPathExecute, pywrap_tfe.TFE_Py_Execute, math_ops.cast
+        compiled = tf.function
         self.fast, self.slow, self.cast = fast, slow, cast
         Operators.active = self
         pywrap_tfe.TFE_Py_FastPathExecute, pywrap_tfe.TFE_Py_Execute = self.execute_fast, self.execute_slow
         math_ops.cast = tf.cast = self.cast_number
+        tf.function = _not_compiled
         try:
             yield
         finally:
             pywrap_tfe.TFE_Py_FastPathExecute, pywrap_tfe.TFE_Py_Execute = fast, slow
             math_ops.cast = tf.cast = cast
+            tf.function = compiled
             Operators.active = None
 
     def cast_number(self, x: Any, dtype: Any, name: str | None = None) -> Any:
@@ -84,11 +87,17 @@ class Operators:
         """The way of nearly every operator: tensors first, then attributes, each after its name."""
         if self.busy or get_ident() != self.thread:
             return self.fast(context, name, label, *arguments)
-        if name in EXACTLY and getattr(arguments[0], "dtype", None) == tf.float64:
-            return EXACTLY[name](self, *arguments)
         self.busy = True
         try:
-            arguments = tuple(tf.convert_to_tensor(x) if hasattr(x, "__tf_tensor__") else x for x in arguments)
+            arguments = tuple(_read(x) for x in arguments)
+        finally:
+            self.busy = False
+        if name in EXACTLY and getattr(arguments[0], "dtype", None) == tf.float64:
+            other = EXACTLY[name](self, *arguments)
+            if other is not None:
+                return other
+        self.busy = True
+        try:
             if length := self.unit and reduction_length(name, _tensors(arguments)):
                 arguments = tuple(self._rounded(x, max(1.0, sqrt(length) / 2)) for x in arguments)
             result = self.fast(context, name, label, *arguments)
@@ -97,8 +106,8 @@ class Operators:
             self.busy = False
 
     def execute_slow(self, handle: Any, device: Any, name: str, tensors: Sequence[Any], *rest: Any) -> Any:
-        """The way of compiled functions, and of operators whose arguments are of mixed types."""
-        if self.busy or not self.unit or get_ident() != self.thread:
+        """The way of operators whose arguments are of mixed types: some that take Python numbers."""
+        if self.busy or not self.unit or get_ident() != self.thread:  # nothing to be made exact comes this way
             return self.slow(handle, device, name, tensors, *rest)
         self.busy = True
         try:
@@ -138,6 +147,18 @@ class Operators:
         return centers * (1 + self.unit * self.generator.standard_normal(new)) - 0.5
 
 
+def _not_compiled(function: Any = None, **options: Any) -> Any:
+    """For `tf.function`: Keras compiles a convolution in groups anew at every call."""
+    return function or _not_compiled
+
+
+def _read(value: Any) -> Any:
+    """Variables as tensors; anything else as it is."""
+    if isinstance(value, tf.Tensor) or not hasattr(value, "__tf_tensor__"):
+        return value
+    return tf.convert_to_tensor(value)
+
+
 def _floating(value: Any) -> bool:
     return isinstance(value, tf.Tensor) and value.dtype in (tf.float64, tf.float32)
 
@@ -155,8 +176,6 @@ def reduction_length(name: str, tensors: Sequence[Any]) -> int:
         return max(1, min(prod(shapes[0]) // max(1, batch), max(shapes[0][-2:])))
     if name == "Einsum":
         return max(max(shape, default=1) for shape in shapes)
-    if name.startswith("__"):  # a function that TensorFlow compiled: Keras has one, for convolution in groups
-        return max((prod(shape[:-1]) for shape in shapes[1:] if len(shape) > 2), default=0)
     if name in ("Conv2D", "Conv3D", "DepthwiseConv2dNative"):
         return prod(shapes[1][:-1]) if name != "DepthwiseConv2dNative" else prod(shapes[1][:2])
     if "Backprop" in name:
@@ -171,13 +190,18 @@ def reduction_length(name: str, tensors: Sequence[Any]) -> int:
 # --- operators whose float64 is not one -------------------------------------------------------------------------------
 
 
-def _attribute(arguments: Sequence[Any], name: str) -> Any:
-    return arguments[list(map(str, arguments)).index(name) + 1]
-
-
 def leaky_relu(operators: Operators, x: Any, *attributes: Any) -> Any:
     """The slope is an attribute, and those are float32."""
-    return tf.where(x > 0, x, x * tf.constant(attributes[attributes.index("alpha") + 1], x.dtype))
+    return tf.where(x > 0, x, x * tf.constant(dict(pairs(attributes))["alpha"], x.dtype))
+
+
+def _exponential_below_zero(alpha: float, scale: float) -> Execute:
+    """TensorFlow's kernels subtract 1 from an exponential, which leaves few digits near zero."""
+
+    def formula(operators: Operators, x: Any, *attributes: Any) -> Any:
+        return tf.where(x > 0, x * scale, tf.math.expm1(tf.minimum(x, 0.0)) * (alpha * scale))
+
+    return formula
 
 
 def linear_weights(coordinates: np.ndarray, length: int) -> np.ndarray:
@@ -197,6 +221,37 @@ def cubic_weights(coordinates: np.ndarray, length: int) -> np.ndarray:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
+def convolution_2d(operators: Operators, x: Any, kernel: Any, *attributes: Any) -> Any:
+    """In groups, one for each: TensorFlow has no kernel for groups on a CPU, only a compiler."""
+    return _by_groups(tf.raw_ops.Conv2D, x, kernel, attributes)
+
+
+def convolution_3d(operators: Operators, x: Any, kernel: Any, *attributes: Any) -> Any:
+    """Padded beforehand: where a window is shorter than the stride, TensorFlow's kernel begins at another voxel."""
+    options = dict(pairs(attributes))
+    if options["padding"] == b"SAME" or options["padding"] == "SAME":
+        amounts = []
+        for size, window, stride in zip(x.shape[1:4], kernel.shape[:3], options["strides"][1:4], strict=True):
+            total = max((-(-size // stride) - 1) * stride + window - size, 0)
+            amounts.append((total // 2, total - total // 2))
+        padded = tf.pad(x, [(0, 0), *amounts, (0, 0)])
+        return tf.raw_ops.Conv3D(input=padded, filter=kernel, **{**options, "padding": "VALID"})
+    return _by_groups(tf.raw_ops.Conv3D, x, kernel, attributes)
+
+
+def _by_groups(operator: Callable[..., Any], x: Any, kernel: Any, attributes: Sequence[Any]) -> Any:
+    groups = x.shape[-1] // kernel.shape[-2]
+    if groups == 1:
+        return None
+    parts = zip(tf.split(x, groups, axis=-1), tf.split(kernel, groups, axis=-1), strict=True)
+    return tf.concat([operator(input=a, filter=b, **dict(pairs(attributes))) for a, b in parts], axis=-1)
+
+
+def pairs(attributes: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Attributes by name."""
+    return zip(attributes[::2], attributes[1::2], strict=True)
+
+
 def _resized(weights: Callable[[np.ndarray, int], np.ndarray]) -> Execute:
     """TensorFlow resizes in float32 alone. With half-pixel centers, as Keras asks for."""
 
@@ -213,7 +268,8 @@ def _pooled(pool: Callable[..., Any]) -> Execute:
     """3-D pooling as 2-D pooling of height and width and then 1-D pooling of depth: windows are boxes."""
 
     def pool_3d(operators: Operators, x: Any, *attributes: Any) -> Any:
-        size, strides, padding = (attributes[attributes.index(name) + 1] for name in ("ksize", "strides", "padding"))
+        options = dict(pairs(attributes))
+        size, strides, padding = options["ksize"], options["strides"], options["padding"]
         batch, depth, height, width, channels = x.shape
         flat = pool(tf.reshape(x, (batch * depth, height, width, channels)), size[2:4], strides[2:4], padding)
         height, width = flat.shape[1:3]
@@ -226,12 +282,17 @@ def _pooled(pool: Callable[..., Any]) -> Execute:
 
 EXACTLY: dict[str, Execute] = {
     "LeakyRelu": leaky_relu,
+    "Elu": _exponential_below_zero(1.0, 1.0),
+    "Selu": _exponential_below_zero(1.6732632423543772, 1.0507009873554805),
+    "Conv2D": convolution_2d,
+    "Conv3D": convolution_3d,
     "ResizeBilinear": _resized(linear_weights),
     "ResizeBicubic": _resized(cubic_weights),
     "MaxPool3D": _pooled(tf.nn.max_pool2d),
     "AvgPool3D": _pooled(tf.nn.avg_pool2d),
 }
-"""Formulas of the same functions in float64, by the operator's name: (operators, tensors and attributes) -> tensor."""
+"""Formulas of the same functions in float64, by the operator's name: (operators, tensors and attributes) -> tensor, or
+None to leave the operator as it is."""
 
 
 @contextmanager
