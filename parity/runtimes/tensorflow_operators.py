@@ -41,6 +41,7 @@ REDUCTIONS = ("Sum", "Mean", "Prod", "AvgPool", "AvgPoolGrad", "MaxPoolGrad", "S
 REDUCTIONS += ("L2Loss", "EuclideanNorm", "FusedBatchNormV3", "UnsortedSegmentSum")
 
 Execute = Callable[..., Any]
+Rounded = Callable[[np.ndarray], np.ndarray]
 
 
 class Operators:
@@ -138,13 +139,13 @@ class Operators:
         if not _floating(value):
             return value
         exact = value.numpy()
-        noise = tf.constant(exact * (self.unit * factor) * self.generator.standard_normal(exact.shape), value.dtype)
-        return value + noise if taped else tf.constant(exact + noise.numpy(), value.dtype)
+        noise = np.where(np.isfinite(exact), exact, 0) * self.generator.standard_normal(exact.shape)
+        noise = noise * (self.unit * factor)
+        return value + tf.constant(noise, value.dtype) if taped else tf.constant(exact + noise, value.dtype)
 
-    def coordinates(self, length: int, new: int) -> np.ndarray:
-        """Where the `new` pixels lie among `length` ones, rounded at random."""
-        centers = (np.arange(new) + 0.5) * (length / new)
-        return centers * (1 + self.unit * self.generator.standard_normal(new)) - 0.5
+    def rounded(self, array: np.ndarray) -> np.ndarray:
+        """An intermediate result with relative noise."""
+        return np.asarray(array * (1 + self.unit * self.generator.standard_normal(array.shape)))
 
 
 def _not_compiled(function: Any = None, **options: Any) -> Any:
@@ -204,20 +205,28 @@ def _exponential_below_zero(alpha: float, scale: float) -> Execute:
     return formula
 
 
-def linear_weights(coordinates: np.ndarray, length: int) -> np.ndarray:
+def coordinates(length: int, new: int, rounded: Rounded) -> np.ndarray:
+    """Where the centers of `new` pixels lie among those of `length` ones."""
+    return rounded((np.arange(new) + 0.5) * (length / new)) - 0.5
+
+
+def linear_weights(length: int, new: int, rounded: Rounded) -> np.ndarray:
     """Matrix (new, length) of linear interpolation between pixels, the border repeated."""
-    positions = np.clip(coordinates, 0, length - 1)
+    positions = np.clip(coordinates(length, new, rounded), 0, length - 1)
     return np.asarray(np.maximum(0.0, 1 - np.abs(positions[:, None] - np.arange(length))))
 
 
-def cubic_weights(coordinates: np.ndarray, length: int) -> np.ndarray:
+def cubic_weights(length: int, new: int, rounded: Rounded) -> np.ndarray:
     """Matrix (new, length) of cubic interpolation (Keys, 1981, a = −1/2); weights outside the image are left out.
 
     TensorFlow reads them from a table of 1024 positions between two pixels.
     """
-    whole = np.floor(coordinates)
-    t = np.abs((whole + np.rint((coordinates - whole) * 1024) / 1024)[:, None] - np.arange(length))
-    weights = np.where(t <= 1, (1.5 * t - 2.5) * t * t + 1, np.where(t < 2, ((-0.5 * t + 2.5) * t - 4) * t + 2, 0.0))
+    centers = coordinates(length, new, lambda exact: exact)  # rounding them leaves them in their place of the table
+    whole = np.floor(centers)
+    t = np.abs((whole + np.rint((centers - whole) * 1024) / 1024)[:, None] - np.arange(length))
+    near = rounded(rounded(rounded(1.5 * t - 2.5) * t) * t) + 1
+    far = rounded(rounded(rounded(-0.5 * t + 2.5) * t - 4) * t) + 2
+    weights = rounded(np.where(t <= 1, near, np.where(t < 2, far, 0.0)))
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
@@ -252,13 +261,13 @@ def pairs(attributes: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     return zip(attributes[::2], attributes[1::2], strict=True)
 
 
-def _resized(weights: Callable[[np.ndarray, int], np.ndarray]) -> Execute:
+def _resized(weights: Callable[[int, int, Rounded], np.ndarray]) -> Execute:
     """TensorFlow resizes in float32 alone. With half-pixel centers, as Keras asks for."""
 
     def resize(operators: Operators, images: Any, size: Any, *attributes: Any) -> Any:
         height, width = (int(number) for number in np.asarray(size))
-        rows = weights(operators.coordinates(images.shape[1], height), images.shape[1])
-        columns = weights(operators.coordinates(images.shape[2], width), images.shape[2])
+        rows = weights(images.shape[1], height, operators.rounded)
+        columns = weights(images.shape[2], width, operators.rounded)
         return tf.einsum("ih,nhwc,jw->nijc", tf.constant(rows), images, tf.constant(columns))
 
     return resize
