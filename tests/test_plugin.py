@@ -196,7 +196,7 @@ def test_the_header_names_converters_once(pytester, run):
     ("argument", "message"),
     {
         "--parity-path=keras-tflite": "unknown path 'keras-tflite': one of torch-casadi*",
-        "--parity-converter=l4casadi": "no converter is named 'l4casadi': reference",
+        "--parity-converter=other": "no converter is named 'other': *reference*",
         "--parity-cases=many": "--parity-cases takes a number from 0 on, not 'many'",
         "--parity-seed=-1": "--parity-seed takes a number from 0 on, not '-1'",
         "--parity-timeout=nan": "--parity-timeout takes a number from 0 on, not 'nan'",
