@@ -122,11 +122,11 @@ class _Examination:
         try:
             conversion = convert_along(self.chain, self.source.model, self.example)
             target = runtime_for(conversion.artifacts[-1], self.base.dtype)
+            known = {"convert_ms": conversion.milliseconds, "artifact_bytes": target.artifact_bytes}
         except Exception as error:
             for point in plan:
                 yield self._record(point, **_refusal(error))
             return
-        known = {"convert_ms": conversion.milliseconds, "artifact_bytes": target.artifact_bytes}
         for point in plan:
             yield self._record(point, **known, **self._check(point, conversion, target))
 

@@ -88,7 +88,7 @@ class Worker:
             context = get_context("spawn")
             self._connection, theirs = context.Pipe()
             self._process = context.Process(target=serve, args=(theirs,), daemon=True, name="parity-worker")
-            with _main_module_hidden():
+            with _main_module_hidden(), _one_thread_per_framework():
                 self._process.start()
             theirs.close()
         return self._connection
@@ -109,6 +109,21 @@ class Worker:
 
 
 @contextmanager
+def _one_thread_per_framework() -> Iterator[None]:
+    """Thread pools read their size when a framework is loaded, which the new process does at once."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
 def _main_module_hidden() -> Iterator[None]:
     """Otherwise the new process first runs the script that called `pytest.main()`, once more."""
     main = sys.modules["__main__"]
@@ -121,7 +136,6 @@ def _main_module_hidden() -> Iterator[None]:
 
 def serve(connection: Connection) -> None:
     """The process's own loop: a request in, its records out."""
-    os.environ.update(dict.fromkeys(THREADS, "1"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     while True:
         try:
