@@ -345,7 +345,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     settings = config.stash[SETTINGS]
     if not settings.enabled or hasattr(config, "workerinput"):
         return
-    _require_something_to_run(settings)
+    try:
+        _require_something_to_run(settings)
+    except ParityError as error:  # two converters of one name
+        raise pytest.UsageError(str(error)) from None
     if config.option.collectonly:
         return
     from parity.recorder import Recorder

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import node_ids, rows
+from conftest import install, node_ids, rows
 
 import parity
 
@@ -247,8 +247,9 @@ def test_a_path_that_cannot_run_is_shown_and_skipped(pytester, run, monkeypatch)
     assert "no_such_package" in (pytester.path / "report/index.html").read_text(encoding="utf-8")
 
 
-def test_an_installed_converter_that_cannot_be_imported_is_shown(pytester, install):
-    install("broken_converters", "raise ImportError('two\\nlines')")
+def test_an_installed_converter_that_cannot_be_imported_is_shown(pytester, tmp_path, monkeypatch):
+    install(tmp_path, "broken_converters", "raise ImportError('two\\nlines')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     line = "converters of entry point 'broken_converters' cannot be loaded: ImportError: two lines"
     result = pytester.runpytest_subprocess("--parity", "--parity-report=report", "-p", "no:randomly", LINEAR)
     result.assert_outcomes(passed=1)
