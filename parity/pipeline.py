@@ -22,6 +22,8 @@ from parity.records import ERROR, FAIL, UNSUPPORTED, Record
 from parity.runtimes import Arrays, runtime_for
 from parity.timing import compare_speed
 
+BLAME_MS = 2000.0
+"""Where a conversion takes longer, the first layer that diverges is not looked for: it takes one for every layer."""
 CHECKS = {"value": check_value, "jacobian": check_jacobian, "hessian": check_hessian}
 
 
@@ -167,6 +169,8 @@ class _Examination:
             last = artifact is conversion.artifacts[-1]
             if not last and self._find(point, self.reference, runtime, inputs).verdict == FAIL:
                 break
+        if conversion.milliseconds > BLAME_MS:
+            return {"blame_stage": stage}
         return {"blame_stage": stage, "blame_layer": first_diverging(self.reference.prefixes(inputs), agrees)}
 
     def _speed(self, point: Point, inputs: Arrays, target: Any) -> dict[str, Any]:
