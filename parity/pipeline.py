@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from time import perf_counter
@@ -141,7 +142,8 @@ class _Examination:
             finding = self._find(point, self.reference, target, inputs)
             columns = _columns(finding)
             if finding.verdict == FAIL:
-                columns |= self._blame(point, conversion, inputs)
+                with suppress(Exception):  # that it is wrong stands, also where it cannot be said what is to blame
+                    columns |= self._blame(point, conversion, inputs)
             elif point.timed:
                 columns |= self._speed(point, tuple(array[:1] for array in inputs), target)
         except Exception as error:
