@@ -146,9 +146,14 @@ def _chain_of(source: Any, converted: Any, arrays: Arrays, path: str | None) -> 
     if representation_of(converted) is not None:
         return _single(start, converted, "given", lambda model, example: converted, repeatable=False)
     if callable(converted):
-        example = runtime_for(source).example(tuple(array[:1] for array in arrays))
         name = getattr(converted, "__name__", type(converted).__name__)
-        return _single(start, converted(runtime_for(source).model, example), name, converted, repeatable=True)
+        example = runtime_for(source).example(tuple(array[:1] for array in arrays))
+        try:
+            artifact = converted(runtime_for(source).model, example)
+        except Exception:  # it will raise again, and be recorded
+            edge = Converter(start, "", name, converted, ("float64",), ())
+            return Chain(Path(path or f"{start}-{name}", packages=(), extra=start), (edge,))
+        return _single(start, artifact, name, converted, repeatable=True)
     raise ParityError(f"a {type(converted).__qualname__} is neither a converted model, nor a converter or its name")
 
 
@@ -157,7 +162,7 @@ def _single(start: str, artifact: Any, name: str, function: Callable[..., Any], 
     if target is None:
         raise ParityError(f"{name} gives a {type(artifact).__qualname__}, which no runtime executes")
     dtype = runtime_for(artifact).dtype
-    edge = Converter(start, target, name, function, (dtype,), (), installed=False, repeatable=repeatable)
+    edge = Converter(start, target, name, function, (dtype,), (), repeatable)
     return Chain(_path_between(start, target), (edge,))
 
 

@@ -142,7 +142,7 @@ def _show(records: list[Record], report: Path | None) -> int:
 def _list(options: argparse.Namespace) -> int:
     from parity.cases.case import case_ids
     from parity.cases.families import families
-    from parity.converters.registry import BROKEN, chains
+    from parity.converters.registry import BROKEN, chains, not_installed
     from parity.paths import PATHS
 
     for path in PATHS:
@@ -150,6 +150,8 @@ def _list(options: argparse.Namespace) -> int:
             print(f"{path.name}: needs {', '.join(path.missing())}: {path.install_command}")
             continue
         print(f"{path.name}: {', '.join(chain.name for chain in chains(path))}")
+        for absent in not_installed(path):
+            print(f"  {absent.name} needs {', '.join(absent.missing())}: {absent.install_command}")
         names = ", ".join(families(path.source))
         print(f"  {len(case_ids(source=path.source))} cases of the families {names}")
     for name, reason in BROKEN.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from time import perf_counter
@@ -22,6 +23,8 @@ from parity.records import ERROR, FAIL, UNSUPPORTED, Record
 from parity.runtimes import Arrays, runtime_for
 from parity.timing import compare_speed
 
+BLAME_MS = 2000.0
+"""Where a conversion takes longer, the first layer that diverges is not looked for: it takes one for every layer."""
 CHECKS = {"value": check_value, "jacobian": check_jacobian, "hessian": check_hessian, "vjp": check_vjp}
 
 
@@ -50,27 +53,30 @@ class Point:
     timed: bool = False
 
 
-VALUES = (
+PLAN = (
     *(Point("value", regime) for regime in ("normal", "large", "tiny", "zeros", "saturating")),
     Point("value", "normal", batch=4),
+    Point("jacobian"),
+    Point("jacobian", "zeros"),
+    Point("hessian"),
 )
+"""What every case goes through: derivatives only where inputs are of a size that users differentiate at."""
 PLANS = {
-    "torch-casadi": (*VALUES, Point("jacobian"), Point("jacobian", "zeros"), Point("hessian")),
     "keras-torch": (
         *(Point("value", regime, batch=4) for regime in ("normal", "tiny", "saturating")),
         Point("vjp", batch=4),
     ),
     "keras-torch application": (Point("value"), Point("value", batch=4)),
 }
-"""What every case of a path goes through, or of one family there: derivatives only where inputs are of a size that
-users differentiate at. Whole applications are deep enough for rounding to flip a ReLU, and costly."""
+"""Where it is another: on a path, or in one family there. A gradient replaces Jacobians where outputs are many and
+batches large. Whole applications are costly, and deep enough for rounding to flip a ReLU, which a gradient shows."""
 SPEED_BATCHES = {"keras-torch": (1, 64)}
 """Sizes of the batches that speed is measured for; elsewhere 1."""
 
 
 def plan_of(path: str, family: str = "") -> tuple[Point, ...]:
-    """What a case goes through; any edge without a plan of its own is taken as torch→casadi is."""
-    return PLANS.get(f"{path} {family}") or PLANS.get(path) or PLANS["torch-casadi"]
+    """What a case of a family goes through on a path."""
+    return PLANS.get(f"{path} {family}") or PLANS.get(path) or PLAN
 
 
 def timed(plan: Sequence[Point], path: str = "") -> tuple[Point, ...]:
@@ -141,11 +147,11 @@ class _Examination:
         try:
             conversion = convert_along(self.chain, self.source.model, self.example)
             target = runtime_for(conversion.artifacts[-1], self.base.dtype)
+            known = {"convert_ms": conversion.milliseconds, "artifact_bytes": target.artifact_bytes}
         except Exception as error:
             for point in plan:
                 yield self._record(point, **_refusal(error))
             return
-        known = {"convert_ms": conversion.milliseconds, "artifact_bytes": target.artifact_bytes}
         for point in plan:
             yield self._record(point, **known, **self._check(point, conversion, target))
 
@@ -158,7 +164,8 @@ class _Examination:
             finding = self._find(point, self.reference, target, inputs)
             columns = _columns(finding)
             if finding.verdict == FAIL:
-                columns |= self._blame(point, conversion, inputs)
+                with suppress(Exception):  # that it is wrong stands, also where it cannot be said what is to blame
+                    columns |= self._blame(point, conversion, inputs)
             elif point.timed:
                 columns |= self._speed(point, inputs, target)
         except Exception as error:
@@ -186,6 +193,8 @@ class _Examination:
             last = artifact is conversion.artifacts[-1]
             if not last and self._find(point, self.reference, runtime, inputs).verdict == FAIL:
                 break
+        if conversion.milliseconds > BLAME_MS:
+            return {"blame_stage": stage}
         return {"blame_stage": stage, "blame_layer": first_diverging(self.reference.prefixes(inputs), agrees)}
 
     def _speed(self, point: Point, inputs: Arrays, target: Any) -> dict[str, Any]:

@@ -312,6 +312,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     settings = config.stash[SETTINGS]
     if not settings.enabled:
         return []
+    from parity.converters.registry import not_installed
+
     lines = [f"parity: seed {settings.seed}"]
     for path in settings.paths:
         if path.missing():
@@ -320,6 +322,12 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         else:
             names = ", ".join(chain.name for chain in settings.chains(path))
             lines.append(f"parity: {path.name} by {names or 'no converter'}")
+            lines += [
+                f"parity: {path.name} by {absent.name} cannot run here: it needs {', '.join(absent.missing())}: "
+                f"{absent.install_command}"
+                for absent in not_installed(path)
+                if not settings.converters or absent.name in settings.converters
+            ]
     return lines + [f"parity: {notice}" for notice in _broken()]
 
 
@@ -337,7 +345,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     settings = config.stash[SETTINGS]
     if not settings.enabled or hasattr(config, "workerinput"):
         return
-    _require_something_to_run(settings)
+    try:
+        _require_something_to_run(settings)
+    except ParityError as error:  # two converters of one name
+        raise pytest.UsageError(str(error)) from None
     if config.option.collectonly:
         return
     from parity.recorder import Recorder
@@ -345,7 +356,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
     run = run_id()
     folder = config.invocation_params.dir / (settings.report or f"reports/{run}")
-    packages = dict.fromkeys(package for path in settings.paths for package in path.packages)
+    packages = dict.fromkeys(package for path in settings.paths for package in (*path.packages, *(
+        package for chain in settings.chains(path) for step in chain.converters for package in step.requires
+    )))  # fmt: skip
     notices = [line.removeprefix("parity: ") for line in pytest_report_header(config) if "cannot" in line]
     environment = describe_environment(run, settings.seed, [*packages])
     try:
@@ -360,11 +373,15 @@ def _require_something_to_run(settings: Settings) -> None:
         raise pytest.UsageError("; ".join(
             f"path {path.name} needs {', '.join(path.missing())}: {path.install_command}" for path in settings.paths
         ))  # fmt: skip
-    from parity.converters.registry import chains
+    from parity.converters.registry import chains, not_installed
 
     names = {name for path in runnable for chain in chains(path)
              for name in (chain.name, *(edge.name for edge in chain.converters))}  # fmt: skip
+    absent = {converter.name: converter for path in runnable for converter in not_installed(path)}
     for name in settings.converters:
+        if name in absent:
+            needs = f"{', '.join(absent[name].missing())}: {absent[name].install_command}"
+            raise pytest.UsageError(f"converter {name} needs {needs}")
         if name not in names:
             raise pytest.UsageError(f"no converter is named {name!r}: {', '.join(sorted(names))}")
 

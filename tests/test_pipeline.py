@@ -20,7 +20,7 @@ from parity.checks.derivatives import check_jacobian
 from parity.converters import registry
 from parity.converters.registry import Chain, Converter, find_chain, find_lowering
 from parity.paths import path
-from parity.pipeline import Point, examine, plan_of
+from parity.pipeline import PLAN, Point, examine
 from parity.records import DEGENERATE, ERROR, FAIL, PASS, UNSUPPORTED, Record
 from parity.runtimes import runtime_for
 
@@ -28,11 +28,11 @@ REFERENCE = find_chain(path("torch-casadi"), "reference")
 
 
 def chain_of(function: Callable[..., Any]) -> Chain:
-    edge = Converter("torch", "casadi", function.__name__, function, ("float64",), (), installed=False)
+    edge = Converter("torch", "casadi", function.__name__, function, ("float64",), ())
     return Chain(path("torch-casadi"), (edge,))
 
 
-def records_of(case_id: str, chain: Chain = REFERENCE, plan: Any = None) -> list[Record]:
+def records_of(case_id: str, chain: Chain = REFERENCE, plan: Any = PLAN) -> list[Record]:
     return list(examine(case_from_id(case_id), chain, plan))
 
 
@@ -123,7 +123,7 @@ def test_what_a_converter_refuses_is_unsupported() -> None:
     records = records_of("recipe-0-0", chain_of(shy))
     assert {record.verdict for record in records} == {UNSUPPORTED}
     assert {record.message for record in records} == {"no Linear(2, 1) here: add it"}
-    assert len(records) == len(plan_of(REFERENCE.path.name))
+    assert len(records) == len(PLAN)
 
 
 def test_what_a_converter_raises_is_an_error_with_its_place() -> None:
