@@ -85,7 +85,7 @@ def check(
     checks = checks or tuple(dict.fromkeys(point.check for point in plan_of(chain.path.name)))
     batch = len(arrays[0])
     samples = {each: batch if each == "value" else min(batch, DERIVATIVE_SAMPLES) for each in checks}
-    plan = [Point(each, "given", samples[each], timed=speed) for each in checks]
+    plan = [Point(each, "given", samples[each], timed=int(speed)) for each in checks]
     label = name or type(source).__name__
     return list(examine(OwnModel(source, arrays, label, type(source).__name__), chain, plan))
 

@@ -50,7 +50,8 @@ class Point:
     check: str
     regime: str = "normal"
     batch: int = 1
-    timed: bool = False
+    timed: int = 0
+    """How many samples a call takes whose time is measured; 0 for none."""
 
 
 PLAN = (
@@ -84,7 +85,8 @@ def timed(plan: Sequence[Point], path: str = "") -> tuple[Point, ...]:
     batches = SPEED_BATCHES.get(path, (1,))
     added = [Point("value", batch=batch) for batch in batches if Point("value", batch=batch) not in plan]
     points = (*plan, *added)
-    return tuple(replace(point, timed=point.regime == "normal" and point.batch in batches) for point in points)
+    chosen = {point for point in points if point.regime == "normal" and point.batch in batches}
+    return tuple(replace(point, timed=point.batch if point in chosen else 0) for point in points)
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class _Examination:
                 with suppress(Exception):  # that it is wrong stands, also where it cannot be said what is to blame
                     columns |= self._blame(point, conversion, inputs)
             elif point.timed:
-                columns |= self._speed(point, inputs, target)
+                columns |= self._speed(point, tuple(array[: point.timed] for array in inputs), target)
         except Exception as error:
             return _refusal(error)
         return columns

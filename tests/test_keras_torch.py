@@ -10,7 +10,6 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-from parity.cases.keras_backend import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,6 +17,7 @@ import torch
 from keras import layers
 from keras_oracle import NO_FLOAT64, error, errors, graph_spec, layer_oracle, layer_spec, oracle_of, outputs_of
 
+from parity.cases.keras_backend import keras
 from parity.cases.keras_layers import ACTIVATIONS, KERAS
 from parity.cases.keras_modules import fill
 from parity.converters.keras_torch import emit, reference

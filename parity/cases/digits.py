@@ -29,5 +29,3 @@ def train(model: keras.Model, seed: object, epochs: int = 4) -> float:
     model.fit(images[300:], digits[300:], batch_size=32, epochs=epochs, verbose=0)
     _, accuracy = model.evaluate(images[:300], digits[:300], verbose=0)
     return float(accuracy)
-
-

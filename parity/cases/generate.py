@@ -11,7 +11,7 @@ from math import prod
 from random import Random
 from typing import TypeVar
 
-from parity.cases.spec import ModelSpec, Node, Shape
+from parity.cases.spec import ModelSpec, Node
 from parity.cases.vocabulary import KINDS, Layer, Vocabulary
 
 Option = TypeVar("Option")

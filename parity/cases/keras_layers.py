@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def build(spec: ModelSpec, dtype: str = "float32") -> keras.Model:
     """The spec as a functional model, with Keras' own initial weights (see `fill`).
 
-    Layers bear the names of the spec's values, inputs `x` or `x0`, `x1`, …. A node of `APPLICATIONS` is the whole model.
+    Layers bear the names of the spec's values, inputs `x` or `x0`, `x1`, …. A node of `APPLICATIONS` is a whole model.
     """
     from parity.cases.keras_backend import keras
-    from parity.cases.keras_modules import apply, application
+    from parity.cases.keras_modules import application, apply
 
     if spec.layers[0] in APPLICATIONS:
         return application(spec.layers[0], spec.nodes[0].arguments, spec.input_shapes[0])

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from parity.cases.keras_backend import keras
 import numpy as np
 
+from parity.cases.keras_backend import keras
 from parity.cases.spec import Shape
 from parity.cases.weights import random_state
 

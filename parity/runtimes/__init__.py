@@ -15,10 +15,11 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class Runtime(Protocol):
-    """What runtimes offer; a check asks for what it compares, and a path's checks for what its runtimes have. Inputs are arrays with the batch axis first; all arrays are float64.
+    """What runtimes offer: all of them values, and the derivatives that their path's checks ask for.
 
-    A value is a matrix (batch, outputs): every output tensor flattened in row-major order, one after the other
-    (dictionaries by key). Jacobians and Hessians are of one sample (batch 1) by all inputs, flattened and joined likewise.
+    Inputs are arrays with the batch axis first; all arrays are float64. A value is a matrix (batch, outputs): every
+    output tensor flattened in row-major order, one after the other (dictionaries by key). Jacobians and Hessians are of
+    one sample (batch 1) by all inputs, flattened and joined likewise.
     """
 
     representation: str

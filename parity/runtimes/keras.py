@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -44,15 +45,15 @@ class KerasRuntime:
         """Raise `ParityError` for what no comparison can judge: NaN weights, inputs that the model does not take."""
         for variable in self.model.variables:
             if bad := int(np.sum(~np.isfinite(np.asarray(variable, np.float64)))):
-                raise ParityError(f"weights {variable.path!r} hold {bad} NaN or infinite element(s): mend the model first")
+                name = variable.path
+                raise ParityError(f"weights {name!r} hold {bad} NaN or infinite element(s): mend the model first")
         if len(inputs) != len(self.model.inputs):
             raise ParityError(f"the source model takes {len(self.model.inputs)} inputs, not {len(inputs)}")
         try:
             self.value(inputs)
         except Exception as error:
-            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             shapes = ", ".join(str(array.shape) for array in inputs)
-            raise ParityError(f"the source model does not run on inputs of shape {shapes}: {lines[0]}") from error
+            raise ParityError(f"the source model does not run on inputs of shape {shapes}: {_reason(error)}") from error
 
     def value(self, inputs: Arrays) -> np.ndarray:
         """Outputs, shape (batch, outputs), float64."""
@@ -153,6 +154,13 @@ def _with_dtype(value: Any, dtype: str) -> Any:
     floating = isinstance(value.get("dtype"), str) and value["dtype"].startswith("float")
     result = {key: _with_dtype(item, dtype) for key, item in value.items()}
     return {**result, "dtype": dtype} if floating else result
+
+
+def _reason(error: Exception) -> str:
+    """The line that says what is wrong: Keras begins with where, and writes in bold."""
+    lines = [re.sub(r"\x1b\[\d+m", "", line).strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception encountered")]
+    return said[0] if said else type(error).__name__
 
 
 def _layers(model: keras.Model) -> list[Any]:
