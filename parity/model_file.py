@@ -52,8 +52,7 @@ def _build(name: str) -> Any:
 
 def _read(file: Path, trust: bool) -> Any:
     if not file.is_file():
-        keras = ", a .keras or .h5 file"
-        raise ParityError(f"no file {file}: give a model saved by torch.save(model, file){keras}, or module:function")
+        raise ParityError(f"no file {file}: give a model saved by torch.save(model, file), or module:function")
     if file.suffix in KERAS_FILES:
         return _read_keras(file, trust)
     import torch

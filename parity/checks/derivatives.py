@@ -14,7 +14,7 @@ import numpy as np
 
 from parity.checks.tolerance import compare, measure
 from parity.checks.verdict import Finding, judge
-from parity.records import DEGENERATE
+from parity.records import DEGENERATE, PASS
 from parity.runtimes import Arrays
 
 STEP = 1e-6
@@ -66,7 +66,7 @@ def _compare(source: Any, target: Any, inputs: Arrays, dtype: str, of_all: Deriv
     yardstick = measure(source, dtype, lambda: of_all(source, inputs))
     result = of_all(target, inputs)
     finding = judge(compare(result, yardstick))
-    if finding.comparison.passed:
+    if finding.verdict == PASS:
         return finding
     jumps = _jumps(lambda batch: of_all(source, batch), inputs, yardstick.reference)
     smooth = compare(result[~jumps], yardstick.at(~jumps))

@@ -40,6 +40,15 @@ class Runtime(Protocol):
     def vjp(self, inputs: Arrays, cotangent: np.ndarray) -> np.ndarray:
         """Derivatives of `sum(cotangent * value)` by the inputs, shape (batch, inputs); `cotangent` as the value."""
 
+    def structure(self) -> dict[str, int]:
+        """How many numbers are `trainable`, and how many `other` it keeps: frozen parameters and statistics."""
+
+    def trained_value(self, inputs: Arrays, cotangent: np.ndarray) -> np.ndarray:
+        """The value after one step: every trainable parameter less its derivative of `sum(cotangent * value)`.
+
+        The step is made in training mode, which may move statistics too; the runtime's own model stays as it is.
+        """
+
     def caller(self, check: str, inputs: Arrays, projection: np.ndarray) -> Callable[[], object]:
         """A ready-made call without arguments of what `check` compares, for timing: nothing is prepared inside."""
 
@@ -64,6 +73,9 @@ class SourceRuntime(Runtime, Protocol):
 
     def prefixes(self, inputs: Arrays) -> Iterator[tuple[str, Any]]:
         """The model up to each of its operations, shortest first, with the operation's name."""
+
+    def remark(self, layer: str) -> str:
+        """One sentence on what converters often get wrong about a layer of that name; empty if nothing is known."""
 
 
 _RUNTIMES = {

@@ -66,6 +66,30 @@ class KerasRuntime:
             gradients = self._gradients(self._tensors(inputs), cotangent)
             return _float64(tf.concat([_rows(gradient) for gradient in gradients], axis=1))
 
+    def structure(self) -> dict[str, int]:
+        kept = [v for v in self.model.non_trainable_variables if str(v.dtype).startswith("float")]
+        return {
+            "trainable": sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables),
+            "other": sum(int(np.prod(variable.shape)) for variable in kept),
+        }
+
+    def trained_value(self, inputs: Arrays, cotangent: np.ndarray) -> np.ndarray:
+        kept = [v for v in self.model.variables if str(v.dtype).startswith("float")]  # random generators go on
+        before = [np.asarray(variable) for variable in kept]
+        parameters = [variable.value for variable in self.model.trainable_variables]
+        try:
+            with self._operators():
+                with tf.GradientTape() as tape:
+                    flat = self._flat(self._tensors(inputs), training=True)
+                gradients = tape.gradient(flat, parameters, tf.constant(cotangent, flat.dtype))
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    if gradient is not None:
+                        parameter.assign(parameter - tf.convert_to_tensor(gradient))
+            return self.value(inputs)
+        finally:
+            for variable, values in zip(kept, before, strict=True):
+                variable.assign(values)
+
     def rounding(self, dtype: str, seed: int) -> AbstractContextManager[float]:
         return rounding(dtype, seed)
 
@@ -81,6 +105,18 @@ class KerasRuntime:
                 if not node.is_input and all(tensor.dtype.startswith("float") for tensor in node.outputs):
                     outputs = node.outputs if len(node.outputs) > 1 else node.outputs[0]
                     yield node.operation.name, keras.Model(graph._inputs_struct, outputs, name=self.model.name)
+
+    def remark(self, layer: str) -> str:
+        """Keras flattens channels last: the weights behind a Flatten are in that order."""
+        found = next((each for each in self.model.layers if each.name == layer), None)
+        sources = [node.operation for node in getattr(found, "_inbound_nodes", ()) for node in node.parent_nodes]
+        flattened = [each for each in sources if isinstance(each, keras.layers.Flatten) and len(each.input.shape) > 2]
+        if not flattened or not getattr(found, "weights", None):
+            return ""
+        return (
+            f"{layer} reads what {flattened[0].name} laid out channels last, {tuple(flattened[0].input.shape[1:])}: "
+            "where a converter flattens channels first, its weights belong in that order too"
+        )
 
     def caller(self, check: str, inputs: Arrays, projection: np.ndarray) -> Callable[[], object]:
         """A `tf.function` call, traced beforehand: `model.predict` costs 50 ms of its own and is no baseline."""

@@ -27,7 +27,9 @@ class TorchRuntime:
 
     def __init__(self, model: torch.nn.Module, dtype: str | None = None) -> None:
         self.dtype = dtype or _dtype_of(model)
-        self.model = copy.deepcopy(model).to("cpu", DTYPES[self.dtype]).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).to("cpu", DTYPES[self.dtype]).eval()
+        self.trainable = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        self.model.requires_grad_(False)
 
     @property
     def artifact_bytes(self) -> int:
@@ -67,6 +69,30 @@ class TorchRuntime:
         gradients = self._gradients(self._tensors(inputs), torch.from_numpy(cotangent).to(DTYPES[self.dtype]))
         return _float64(torch.cat([gradient.flatten(1) for gradient in gradients], dim=1))
 
+    def structure(self) -> dict[str, int]:
+        trained = {id(self.model.get_parameter(name)) for name in self.trainable}
+        kept = {id(tensor): tensor for tensor in self.model.state_dict(keep_vars=True).values()}
+        counts = {"trainable": 0, "other": 0}
+        for identity, tensor in kept.items():
+            if tensor.is_floating_point():  # counters of batches are no part of the function
+                counts["trainable" if identity in trained else "other"] += tensor.numel()
+        return counts
+
+    def trained_value(self, inputs: Arrays, cotangent: np.ndarray) -> np.ndarray:
+        stepped = TorchRuntime(self.model, self.dtype)
+        parameters = [stepped.model.get_parameter(name).requires_grad_() for name in self.trainable]
+        stepped.model.train()
+        outputs = stepped._outputs(*stepped._tensors(inputs))
+        flat = torch.cat([output.flatten(1) for output in outputs], dim=1)
+        if parameters and flat.requires_grad:
+            weights = torch.from_numpy(cotangent).to(flat.dtype)
+            gradients = torch.autograd.grad(flat, parameters, weights, materialize_grads=True)
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter -= gradient
+        stepped.model.eval()
+        return stepped.value(inputs)
+
     def rounding(self, dtype: str, seed: int) -> AbstractContextManager[float]:
         return rounding(dtype, seed)
 
@@ -84,6 +110,9 @@ class TorchRuntime:
         for node in traced.graph.nodes:
             if node.op not in ("placeholder", "output", "get_attr") and node in values.tensors:
                 yield _name_of(node), _up_to(traced, node)
+
+    def remark(self, layer: str) -> str:
+        return ""
 
     def caller(self, check: str, inputs: Arrays, projection: np.ndarray) -> Callable[[], object]:
         tensors = self._tensors(inputs)
