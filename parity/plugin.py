@@ -42,7 +42,8 @@ class Settings:
         return [
             chain
             for chain in chains(path)
-            if not self.converters or {chain.name, *(edge.name for edge in chain.converters)} & set(self.converters)
+            if {chain.name, *(edge.name for edge in chain.converters)} & set(self.converters)
+            or not (self.converters or chain.on_request)
         ]
 
 
