@@ -18,11 +18,11 @@ def test_network_in_a_controller():
     """Plans obey torch's own network, and the real pendulum obeys the plans."""
     import numpy as np
     import torch
+    from parity.suites.nmpc import LARGEST_TORQUE, Controller
 
     import parity
     from parity.cases.case import case_from_id
     from parity.cases.pendulum import step
-    from parity.suites.nmpc import LARGEST_TORQUE, Controller
 
     case = case_from_id("pendulum-0-0")
     network = case.model().double()
