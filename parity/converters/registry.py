@@ -104,7 +104,14 @@ def converter(
     def register(function: Function) -> Function:
         label = name or function.__name__
         new = Converter(
-            source, target, label, function, tuple(dtypes), tuple(requires), installed=_loading, install=install
+            source,
+            target,
+            label,
+            function,
+            tuple(dtypes),
+            tuple(requires),
+            _loading or _shipped(function),
+            install=install,
         )
         old = _CONVERTERS.setdefault((source, target, new.name), new)
         if old is not new and old.function.__qualname__ != function.__qualname__:
