@@ -99,7 +99,8 @@ def test_casadi_is_told_where_onnx_runtime_is_unless_the_user_has(tmp_path, monk
         (tmp_path / "capi" / name).touch()
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(onnx_export, "find_spec", lambda name: spec)
-    monkeypatch.delenv("CASADI_ONNXRUNTIME_LIB", raising=False)
+    monkeypatch.setenv("CASADI_ONNXRUNTIME_LIB", "")  # so that it is put back even where it was not set
+    monkeypatch.delenv("CASADI_ONNXRUNTIME_LIB")
     onnx_export.find_onnxruntime()
     assert os.environ["CASADI_ONNXRUNTIME_LIB"] == str(tmp_path / "capi/libonnxruntime.so.1.31.1")
     monkeypatch.setenv("CASADI_ONNXRUNTIME_LIB", "mine")
