@@ -29,9 +29,8 @@ def _minus_magnitude(x: Expression) -> Expression:
 
 
 def logistic(x: Expression) -> Expression:
-    """1 / (1 + exp(-x)), accurate in both tails: the exponential never grows."""
-    decay = casadi.exp(_minus_magnitude(x))
-    return casadi.if_else(x < 0, decay, 1) / (1 + decay)
+    """1 / (1 + exp(-x)), accurate in both tails: below -700 the exponential would overflow, and the value is 1e-304."""
+    return 1 / (1 + casadi.exp(-casadi.fmax(x, -700.0)))
 
 
 def _positive(x: Expression) -> Expression:

@@ -28,6 +28,7 @@ from parity.converters.torch_casadi import (  # noqa: F401
     shape,
 )
 from parity.converters.torch_casadi.arithmetic import Extreme, Indices
+from parity.converters.torch_casadi.derivatives import Expressions, with_derivatives
 from parity.converters.torch_casadi.in_place import IN_PLACE, same_tensors, writes_in_place
 from parity.converters.torch_casadi.tensor import Tensor
 from parity.errors import Unsupported
@@ -56,14 +57,13 @@ def convert(model: torch.nn.Module, example: tuple[torch.Tensor, ...], name: str
     if not leaves or not all(isinstance(leaf, Tensor | np.ndarray) for leaf in leaves):
         kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
         raise Unsupported(f"{type(model).__name__} returns {kinds}: a function's outputs are tensors")
-    return casadi.Function(
+    return with_derivatives(Expressions(
         name,
         symbols,
-        [Tensor.of(leaf).data for leaf in leaves],
         [symbol.name() for symbol in symbols],
+        [Tensor.of(leaf).data for leaf in leaves],
         ["y"] if len(leaves) == 1 else [f"y{number}" for number in range(len(leaves))],
-        {"allow_duplicate_io_names": True},  # an argument of `forward` may be named y
-    )
+    ))
 
 
 def _arguments(model: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ import casadi
 import numpy as np
 import scipy.sparse
 
+from parity.converters.torch_casadi.products import multiply
 from parity.errors import Unsupported
 
 Operand = Union["Tensor", np.ndarray, float]
@@ -172,9 +173,8 @@ class Tensor:
         `offset`, if any, is added to every sample and broadcasts to `shape`.
         """
         columns = self.matrix(operator.shape[1])
-        product = casadi.mac(
-            casadi.MX(casadi.DM(scipy.sparse.csc_matrix(operator))), columns, _repeated(offset, shape, columns.shape[1])
-        )
+        start = _repeated(offset, shape, columns.shape[1])
+        product = multiply(casadi.MX(casadi.DM(scipy.sparse.csc_matrix(operator))), columns, start)
         return Tensor(casadi.vec(product), (*self.shape[: self.ndim - axes], *shape))
 
     def affine(self, weight: np.ndarray, offset: Operand | None = None) -> Tensor:
@@ -186,7 +186,7 @@ class Tensor:
         outputs, inputs = weight.shape
         rows = self.matrix(inputs).T
         start = _repeated(offset, (outputs,), rows.shape[0]).T
-        product = casadi.mac(rows, casadi.MX(casadi.DM(np.ascontiguousarray(weight.T))), start)
+        product = multiply(rows, casadi.MX(casadi.DM(np.ascontiguousarray(weight.T))), start)
         return Tensor(casadi.vec(product.T), (*self.shape[:-1], outputs))
 
     def __matmul__(self, other: Operand) -> Tensor:
@@ -260,12 +260,12 @@ def matmul(left: Operand, right: Operand) -> Tensor:
         return matmul(a.reshape(1, -1), b)[..., 0, :]
     rows, inner, columns = a.shape[-2], a.shape[-1], b.shape[-1]
     if b.ndim == 2:  # one matrix for all samples: one product
-        product = casadi.mtimes(b.matrix(columns), a.matrix(inner))
+        product = multiply(b.matrix(columns), a.matrix(inner))
         return Tensor(casadi.vec(product), (*a.shape[:-1], columns))
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a, b = a.expand(*batch, rows, inner), b.expand(*batch, inner, columns)
     products = [
-        casadi.mtimes(transposed_b, transposed_a)
+        multiply(transposed_b, transposed_a)
         for transposed_a, transposed_b in zip(
             casadi.horzsplit(a.matrix(inner), rows), casadi.horzsplit(b.matrix(columns), inner), strict=True
         )
