@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from parity.converters.registry import lowers
+from parity.converters.torch_casadi.parameters import weights
 from parity.converters.torch_casadi.spelling import spelled
 from parity.converters.torch_casadi.tensor import Axes, Operand, Tensor, elementwise, held
 
@@ -153,7 +154,7 @@ def prelu(x: Tensor, weight: Operand) -> Tensor:
 
 @lowers(nn.PReLU, to="casadi")
 def prelu_layer(layer: nn.PReLU, x: Tensor) -> Tensor:
-    return prelu(x, layer.weight.detach().numpy())
+    return prelu(x, *weights(layer, "weight"))
 
 
 # --- over a dimension -------------------------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import casadi
 import numpy as np
 
 from parity.converters.torch_casadi.local_derivatives import Local, NotDifferentiated, Scaling, local_derivatives
-from parity.converters.torch_casadi.products import multiply, plugin
+from parity.converters.torch_casadi.products import multiply
 
 FEWEST = 4
 """Directions from which on one graph for all of them is faster than CasADi's copies."""
@@ -23,7 +24,7 @@ BLOCK = 64
 MOST_TERMS = 2
 """Matrices in a sum that is not yet carried out."""
 HEAVY = 20_000
-"""Multiplications of a product that BLAS must do in the gradient, too."""
+"""Multiplications of a product that the gradient must do well, too."""
 LARGEST = 4_000_000
 """Elements of the widest matrix of directions: beyond it (32 MB) the memory is not worth it."""
 
@@ -90,24 +91,27 @@ class Directions:
         return Directions(tuple((matrix, factors if old is None else old * factors) for matrix, old in self.terms))
 
     def plus(self, other: Directions) -> Directions:
-        terms = dict(enumerate(self.terms))
+        terms = list(self.terms)
         for matrix, factors in other.terms:
-            place = next((n for n, (known, _) in terms.items() if casadi.is_equal(known, matrix)), len(terms))
-            old = terms[place][1] if place in terms else 0
-            terms[place] = (matrix, factors if place not in terms else _ones(old, matrix) + _ones(factors, matrix))
-        sum_ = Directions(tuple(terms.values()))
-        return sum_ if len(terms) <= MOST_TERMS else Directions(((sum_.matrix(), None),))
+            for place, (known, old) in enumerate(terms):
+                if casadi.is_equal(known, matrix):
+                    terms[place] = (matrix, _ones(old, matrix) + _ones(factors, matrix))
+                    break
+            else:
+                terms.append((matrix, factors))
+        total = Directions(tuple(terms))
+        return total if len(terms) <= MOST_TERMS else Directions(((total.matrix(), None),))
 
     def matrix(self) -> casadi.MX:
-        total = None
+        total: casadi.MX | None = None
         for matrix, factors in self.terms:
-            if factors is None:
-                total = matrix if total is None else total + matrix
-            elif matrix.size1() == 1:
-                total = matrix * factors.T if total is None else total + matrix * factors.T
-            else:
+            if factors is not None and matrix.size1() > 1:
                 scaling = casadi.MX(casadi.Sparsity.diag(factors.numel()), factors)
-                total = multiply(matrix, scaling, total)
+                total = multiply(matrix, scaling, total)  # a sparse product is how CasADi scales columns
+            else:
+                scaled = matrix if factors is None else matrix * factors.T
+                total = scaled if total is None else total + scaled
+        assert total is not None
         return total
 
 
@@ -191,10 +195,22 @@ class Expressions:
 
     def function(self, cache: dict[str, casadi.Function] | None = None) -> casadi.Function:
         """`cache` holds derivative functions, by the names that CasADi gives them."""
-        options = {"allow_duplicate_io_names": True, "cache": cache or {}}  # an argument of `forward` may be named y
+        options: Any = {
+            "allow_duplicate_io_names": True,
+            "cache": cache or {},
+        }  # an argument of `forward` may be named y
         return casadi.Function(
-            self.name, list(self.inputs), list(self.outputs), list(self.input_names), list(self.output_names), options
+            self.name, [*self.inputs], [*self.outputs], [*self.input_names], [*self.output_names], options
         )
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """Functions by the names that CasADi gives them: of a function, and of its gradient (None: too large)."""
+
+    first: dict[str, casadi.Function]
+    gradient: Expressions | None
+    second: dict[str, casadi.Function]
 
 
 def with_derivatives(expressions: Expressions) -> casadi.Function:
@@ -203,18 +219,32 @@ def with_derivatives(expressions: Expressions) -> casadi.Function:
     They are for dense Jacobians and Hessians by one input or by all of them. What is not among them, or is not
     understood, CasADi makes.
     """
-    wide, tall = _counts(expressions.inputs), _counts(expressions.outputs)
-    graph = read_graph(expressions.function())
-    forward = max(wide) <= 2 * max(tall)  # CasADi's own choice, too
     try:
-        cache = _forward(expressions, graph, wide) if forward else _reverse(expressions, graph, tall)
-        if any(_fits(graph, count) for count in wide):
-            gradient = _gradient(expressions, graph)
-            second = _forward(gradient, read_graph(gradient.function()), wide)
-            cache[gradient.name] = gradient.function(second)
+        made = derivatives(expressions, FEWEST)
     except NotDifferentiated:
         return expressions.function()
-    return expressions.function(cache)
+    gradient = {made.gradient.name: made.gradient.function(made.second)} if made.gradient else {}
+    return expressions.function(made.first | gradient)
+
+
+def derivatives(expressions: Expressions, fewest: int) -> Derivatives:
+    """The derivative functions of at least so many directions. Raises NotDifferentiated."""
+    wide, tall = (
+        {count for count in _counts(columns) | {1} if count >= fewest}
+        for columns in (expressions.inputs, expressions.outputs)
+    )
+    graph = read_graph(expressions.function())
+    inputs, outputs = (sum(column.numel() for column in c) for c in (expressions.inputs, expressions.outputs))
+    if inputs <= 2 * outputs:  # CasADi's own choice of a mode, too
+        first = {f.name: f.function() for f in (_onward(expressions, graph, n) for n in wide if _fits(graph, n))}
+    else:
+        first = {f.name: f.function() for f in (_backward(expressions, graph, n) for n in tall if _fits(graph, n))}
+    if not any(_fits(graph, count) for count in wide):
+        return Derivatives(first, None, {})
+    gradient = _gradient(expressions, graph)
+    steps = read_graph(gradient.function())
+    made = [_onward(gradient, steps, count) for count in sorted(wide) if _fits(steps, count)]
+    return Derivatives(first, gradient, {derivative.name: derivative.function() for derivative in made})
 
 
 def _counts(columns: Sequence[casadi.MX]) -> set[int]:
@@ -224,17 +254,7 @@ def _counts(columns: Sequence[casadi.MX]) -> set[int]:
 
 
 def _fits(graph: Graph, count: int) -> bool:
-    return count >= FEWEST and count * graph.widest <= LARGEST
-
-
-def _forward(expressions: Expressions, graph: Graph, counts: set[int]) -> dict[str, casadi.Function]:
-    made = [_onward(expressions, graph, count) for count in sorted(counts) if _fits(graph, count)]
-    return {derivative.name: derivative.function() for derivative in made}
-
-
-def _reverse(expressions: Expressions, graph: Graph, counts: set[int]) -> dict[str, casadi.Function]:
-    made = [_backward(expressions, graph, count) for count in sorted(counts) if _fits(graph, count)]
-    return {derivative.name: derivative.function() for derivative in made}
+    return count * graph.widest <= LARGEST
 
 
 def _onward(expressions: Expressions, graph: Graph, count: int) -> Expressions:
@@ -268,13 +288,13 @@ def _backward(expressions: Expressions, graph: Graph, count: int) -> Expressions
 
 
 def _gradient(expressions: Expressions, graph: Graph) -> Expressions:
-    """The product with one adjoint. CasADi's own has the simpler graph, to differentiate again, but no BLAS."""
+    """The product with one adjoint. CasADi's own is the simpler graph to differentiate again, but multiplies slowly."""
     own = _backward(expressions, graph, 1)
-    products = [step.node for step in graph.steps if step.node.op() == casadi.OP_MTIMES]
-    if any(plugin(product.dep(1), product.dep(2), HEAVY) for product in products):
+    products = (step.node for step in graph.steps if step.node.op() == casadi.OP_MTIMES)
+    if any(product.dep(1).is_dense() and product.dep(2).nnz() * product.size1() >= HEAVY for product in products):
         return own
     reverse = expressions.function().reverse(1)
-    return replace(own, outputs=reverse.call(list(own.inputs), True, False))
+    return replace(own, outputs=reverse.call([*own.inputs], True, False))
 
 
 def _with_results(expressions: Expressions) -> tuple[list[casadi.MX], list[str]]:

@@ -20,9 +20,9 @@ _plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
 @contextmanager
-def plain_products() -> Iterator[None]:
-    """Within it products are CasADi's own loops: C code generated from them needs no library."""
-    token = _plain.set(True)
+def plain_products(plain: bool = True) -> Iterator[None]:
+    """Within it products are CasADi's own loops, if `plain`: C code generated from them needs no library."""
+    token = _plain.set(plain)
     try:
         yield
     finally:
@@ -37,10 +37,10 @@ def multiply(x: casadi.MX, y: casadi.MX, start: casadi.MX | None = None) -> casa
     return casadi.mac(x, y, start, name) if name else casadi.mac(x, y, start)
 
 
-def plugin(x: casadi.MX, y: casadi.MX, smallest: int = SMALLEST) -> str | None:
+def plugin(x: casadi.MX, y: casadi.MX) -> str | None:
     """The BLAS to multiply them by, if any: BLASFEO is the faster one for a vector, OpenBLAS for matrices."""
     rows, inner, columns = x.size1(), x.size2(), y.size2()
-    if _plain.get() or rows * inner * columns < smallest or not x.is_dense() or not y.is_dense():
+    if _plain.get() or rows * inner * columns < SMALLEST or not x.is_dense() or not y.is_dense():
         return None
     name = "blasfeo" if 1 in (rows, columns) else "classic"
     return name if _available(name) else None
