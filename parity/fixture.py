@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,19 +41,28 @@ class Parity:
 
         return api.convert(model, target, example, **options)
 
-    def run(self, case: Case, chain: Chain, *, speed: bool = False, benchmark: Any = None) -> list[Record]:
+    def run(
+        self,
+        case: Case,
+        chain: Chain,
+        *,
+        checks: Sequence[str] | None = None,
+        speed: bool = False,
+        benchmark: Any = None,
+    ) -> list[Record]:
         """Send a case through a chain of converters and check it at every kind of inputs; `speed` times it too.
 
-        `benchmark`, pytest-benchmark's fixture, also gets the converted model's evaluation, if it agrees.
+        `checks` are those that are made, by default all that the path has (`value`, `jacobian`, …). `benchmark`, pytest-benchmark's fixture, also gets the converted model's evaluation, if it agrees.
 
         A shipped or installed converter runs in a process of its own, one registered by a test runs in this one.
         The test fails if any check does, and is skipped where the converter says no to all of them.
         """
         __tracebackhide__ = True
         from parity.api import failed
-        from parity.pipeline import PLAN, examine, timed
+        from parity.pipeline import examine, plan_of, timed
 
-        plan = timed(PLAN) if speed else PLAN
+        plan = plan_of(checks or chain.path.checks)
+        plan = timed(plan) if speed else plan
         try:
             if chain.installed and self._timeout:
                 records = self._keep(self._worker.examine(case.id, chain, plan, self._timeout))

@@ -1,7 +1,6 @@
 """Convolutional networks as cases: random ones of the families people convert to Caffe, and a few well-known ones.
 
-`FAMILIES` maps a family's name to `draw(rng, number) -> ModelSpec`. Random families draw with `rng.choice` and
-`rng.random` only. Sizes are small: a case is converted, run and differentiated thousands of times.
+Random families draw with `rng.choice` only. Sizes are small: a case is converted, run and differentiated thousands of times.
 """
 
 from __future__ import annotations
@@ -94,14 +93,18 @@ def resnet(rng: Random, number: int) -> ModelSpec:
         net.add("MaxPool2d", kernel_size=3, stride=2, padding=1)
     for stage in range(rng.choice((1, 2))):
         stride = rng.choice((1, 2)) if stage else 1
-        skip = net.spec.values - 1
-        net.conv_norm(width * (stage + 1), 3, activation, stride=stride)
-        branch = net.conv_norm(width * (stage + 1), 3, "")
-        if net.spec.shape_of(skip) != net.spec.shape_of(branch):
-            skip = net.conv_norm(width * (stage + 1), 1, "", skip, stride=stride)
-        net.add("Add", branch, skip)
-        net.add(activation)
+        _residual(net, width * (stage + 1), activation, stride)
     return net.classify()
+
+
+def _residual(net: Growing, width: int, activation: str, stride: int) -> None:
+    skip = net.spec.values - 1
+    net.conv_norm(width, 3, activation, stride=stride)
+    branch = net.conv_norm(width, 3, "")
+    if net.spec.shape_of(skip) != net.spec.shape_of(branch):
+        skip = net.conv_norm(width, 1, "", skip, stride=stride)
+    net.add("Add", branch, skip)
+    net.add(activation)
 
 
 def inception(rng: Random, number: int) -> ModelSpec:
@@ -283,15 +286,39 @@ def _output_net() -> ModelSpec:
     return _heads(net, 4, 10)
 
 
-FAMILIES: dict[str, Callable[[Random, int], ModelSpec]] = {
-    "vgg": vgg,
-    "resnet": resnet,
-    "inception": inception,
-    "mobilenet": mobilenet,
-    "unet": unet,
-    "squeezenet": squeezenet,
-    "detector": detector,
-    "simple-cnn": simple_cnn,
-    "mtcnn": mtcnn,
+def resnet18(rng: Random, number: int) -> ModelSpec:
+    """The 18-layer residual network at its own width (He et al., 2015), on a 3×64×64 image: 11 million weights."""
+    net = Growing((3, 64, 64))
+    net.conv_norm(64, 7, "ReLU", stride=2)
+    net.add("MaxPool2d", kernel_size=3, stride=2, padding=1)
+    for width in (64, 128, 256, 512):
+        for block in range(2):
+            stride = 2 if width > 64 and block == 0 else 1
+            _residual(net, width, "ReLU", stride)
+    return net.classify()
+
+
+def spatial_attention(rng: Random, number: int) -> ModelSpec:
+    """A convolution gated by where in the image it is, as a well-known PyTorch-to-Caffe recipe has it."""
+    net = Growing((3, 9, 11))
+    net.conv(6, 3)
+    net.add("SpatialAttention", kernel_size=7)
+    return net.classify()
+
+
+FAMILIES: dict[str, tuple[int | None, Callable[[Random, int], ModelSpec]]] = {
+    "vgg": (None, vgg),
+    "resnet": (None, resnet),
+    "inception": (None, inception),
+    "mobilenet": (None, mobilenet),
+    "unet": (None, unet),
+    "squeezenet": (None, squeezenet),
+    "detector": (None, detector),
+    "mtcnn": (3, mtcnn),
+    "simple_cnn": (1, simple_cnn),
+    "spatial_attention": (1, spatial_attention),
+    "resnet18": (1, resnet18),
 }
-"""Families by name. `simple-cnn` has one case and `mtcnn` three; the others are random."""
+"""Families by name: how many there are, or None for a random family, and how one is drawn."""
+RANDOM = tuple(name for name, (count, _) in FAMILIES.items() if count is None)
+WELL_KNOWN = ("mtcnn", "simple_cnn", "spatial_attention")

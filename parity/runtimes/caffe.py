@@ -33,7 +33,9 @@ class CaffeRuntime:
         self.outputs = list(model.outputs)
         self.shapes = model.inputs
         text = np.frombuffer(model.prototxt().encode(), np.uint8)
-        weights = np.frombuffer(model.caffemodel(), np.uint8)
+        stored = model.caffemodel()
+        self._bytes = len(stored)
+        weights = np.frombuffer(stored, np.uint8)
         try:
             self.net = cv2.dnn.readNetFromCaffe(text, weights)
         except cv2.error as error:
@@ -44,6 +46,11 @@ class CaffeRuntime:
     @property
     def batch(self) -> int:
         return next(iter(self.shapes.values()))[0]
+
+    @property
+    def artifact_bytes(self) -> int:
+        """Size of the `.caffemodel`."""
+        return self._bytes
 
     def value(self, inputs: Arrays) -> np.ndarray:
         return by_batches(self._value, inputs, self.batch)

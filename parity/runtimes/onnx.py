@@ -40,12 +40,18 @@ class OnnxRuntime:
     def _read(self, model: onnx.ModelProto, dtype: str | None) -> None:
         held = {tensor.name for tensor in model.graph.initializer}
         inputs = [value for value in model.graph.input if value.name not in held]
+        self._bytes = int(model.ByteSize())
         self.names = [value.name for value in inputs]
         self.dtype = DTYPES.get(inputs[0].type.tensor_type.elem_type, "float32")
         if dtype not in (None, self.dtype):
             raise ParityError(f"the ONNX model computes in {self.dtype}: convert a {dtype} model for {dtype}")
         axes = inputs[0].type.tensor_type.shape.dim
         self.batch = axes[0].dim_value if len(axes) and axes[0].HasField("dim_value") else None
+
+    @property
+    def artifact_bytes(self) -> int:
+        """Size of the `.onnx` file."""
+        return self._bytes
 
     def value(self, inputs: Arrays) -> np.ndarray:
         return by_batches(self._value, inputs, self.batch)
