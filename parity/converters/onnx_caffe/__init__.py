@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 @converter("onnx", "caffe", name="reference", dtypes=("float32",))
 def reference(
-    model: onnx.ModelProto | str | Path | bytes, example: tuple[Any, ...] = (), *, dialect: str = "opencv"
+    model: onnx.ModelProto | str | Path | bytes,
+    example: tuple[Any, ...] = (),
+    *,
+    dialect: str = "opencv",
+    fold_batch_norm: bool = False,
 ) -> CaffeModel:
     """Express an ONNX model as a Caffe network with its weights.
 
@@ -23,6 +27,7 @@ def reference(
     each input, batch axis first; only their shapes matter, and only where the model leaves axes open: Caffe's shapes
     are static. `dialect` says which Caffe the files are for: `bvlc` (upstream, no other layers), `ssd` (with Permute)
     or `opencv` (what `cv2.dnn.readNetFromCaffe` runs, the default, as it is the runtime here). Everything is float32.
+    `fold_batch_norm=True` makes normalizations by constants part of the convolution or linear layer before them.
 
     Raises Unsupported, in one line, for a node that Caffe cannot express: it names the node, its operator and
     attributes, and the nearest thing that works. Raises ParityError for a file that is no valid ONNX model. An operator
@@ -30,7 +35,7 @@ def reference(
     """
     from parity.converters.onnx_caffe.lowering import convert, parse_shapes
 
-    return convert(model, parse_shapes(example), dialect)
+    return convert(model, parse_shapes(example), dialect, fold_batch_norm)
 
 
 def save(model: CaffeModel, prototxt: str | Path, caffemodel: str | Path) -> None:

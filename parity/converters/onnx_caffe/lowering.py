@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from parity.converters.onnx_caffe.fusing import fold_batch_norm, stable_log_sigmoid
 from parity.converters.onnx_caffe.graph import Graph, Node, Shape, prepare, read
 from parity.caffe_format.model import CaffeModel
 from parity.caffe_format.schema import check_dialect
@@ -46,12 +47,13 @@ def constants(node: Node, *values: Any) -> list[np.ndarray]:
     return [value for value in values if value is not None]
 
 
-def convert(source: Any, shapes: Sequence[Shape], dialect: str) -> CaffeModel:
+def convert(source: Any, shapes: Sequence[Shape], dialect: str, fold: bool = False) -> CaffeModel:
     """The Caffe model of an ONNX model: see `parity.converters.onnx_caffe.reference`."""
     import parity.converters.onnx_caffe.operators  # noqa: F401 — registers the lowerings
 
     check_dialect(dialect)
     graph = prepare(read(source), shapes, lambda operator: find_lowering(operator, "caffe") is not None)
+    graph = stable_log_sigmoid(fold_batch_norm(graph) if fold else graph)
     w = Writer(graph.name, dialect)
     blobs: dict[str, Any] = {name: _declare(w, name, shape) for name, shape in graph.inputs.items()}
     finite = {*graph.inputs}
