@@ -62,7 +62,7 @@ def check(
     converted: Any,
     inputs: Any,
     *,
-    checks: Sequence[str] = ("value", "jacobian", "hessian"),
+    checks: Sequence[str] | None = None,
     path: str | None = None,
     speed: bool = False,
     name: str | None = None,
@@ -71,16 +71,17 @@ def check(
 
     `converted` is the converted model itself (a `casadi.Function`, …), the name of a registered converter, or a
     function `(model, example) -> artifact`. `inputs` is one array or tensor, or a tuple of them: floating point,
-    batch axis first. The value is compared for the whole batch, derivatives for its first samples. `path` says which
+    batch axis first. `checks` are by default all that the path has. The value is compared for the whole batch, derivatives for its first samples. `path` says which
     path is meant where the converter's name leaves it open; `speed` also times every check, on the first sample.
 
     The truth is `source` evaluated in float64, in eval mode, on the CPU; see `parity.checks.tolerance`. Raises
     `ParityError` for NaN weights, or inputs that the source does not take.
     """
-    if unknown := [each for each in checks if each not in CHECKS]:
+    if unknown := [each for each in checks or () if each not in CHECKS]:
         raise ParityError(f"unknown check {unknown[0]!r}: one of {', '.join(CHECKS)}")
     arrays = _arrays(inputs)
     chain = _chain_of(source, converted, arrays, path)
+    checks = checks or chain.path.checks
     batch = len(arrays[0])
     samples = {each: batch if each == "value" else min(batch, DERIVATIVE_SAMPLES) for each in checks}
     plan = [Point(each, "given", samples[each], timed=speed) for each in checks]
@@ -128,7 +129,10 @@ def _chain_of(source: Any, converted: Any, arrays: Arrays, path: str | None) -> 
     """The chain that the user means by `converted`."""
     start = _representation(source)
     if isinstance(converted, str):
-        possible = [path_named(path)] if path else [known for known in PATHS if known.source == start]
+        if path:
+            path_named(path).require()
+            return find_chain(path_named(path), converted)
+        possible = [known for known in PATHS if known.source == start]
         for known in possible:
             if any(chain.name == converted for chain in chains(known)):
                 known.require()

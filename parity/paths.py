@@ -17,6 +17,8 @@ class Path:
     """What must be importable to run it."""
     extra: str
     """The extra of `pytest-parity` that installs the packages."""
+    checks: tuple[str, ...] = ("value", "jacobian", "hessian")
+    """What is checked unless the user says what."""
 
     @property
     def representations(self) -> tuple[str, ...]:
@@ -44,7 +46,13 @@ class Path:
             raise MissingPackage(f"path {self.name} needs {', '.join(missing)}: {self.install_command}")
 
 
-PATHS = (Path("torch-casadi", packages=("torch", "casadi"), extra="casadi"),)
+ONNX = ("torch", "onnx", "onnxscript", "onnxruntime")
+PATHS = (
+    Path("torch-casadi", packages=("torch", "casadi"), extra="casadi"),
+    Path("torch-onnx", packages=ONNX, extra="onnx", checks=("value",)),
+    Path("torch-onnx-caffe", packages=(*ONNX, "cv2"), extra="caffe", checks=("value",)),
+    Path("torch-onnx-caffe-onnx-torch", packages=(*ONNX, "cv2"), extra="caffe", checks=("value",)),
+)
 
 
 def path(name: str) -> Path:

@@ -53,14 +53,19 @@ class Point:
     timed: bool = False
 
 
-PLAN = (
+POINTS = (
     *(Point("value", regime) for regime in ("normal", "large", "tiny", "zeros", "saturating")),
     Point("value", "normal", batch=4),
     Point("jacobian"),
     Point("jacobian", "zeros"),
     Point("hessian"),
 )
-"""What every case goes through: derivatives only where inputs are of a size that users differentiate at."""
+"""Where each check is made: derivatives only where inputs are of a size that users differentiate at."""
+
+
+def plan_of(checks: Sequence[str]) -> tuple[Point, ...]:
+    """What a case goes through: the points of these checks, in the order of `POINTS`."""
+    return tuple(point for point in POINTS if point.check in checks)
 
 
 def timed(plan: Sequence[Point]) -> tuple[Point, ...]:
@@ -86,13 +91,16 @@ def convert_along(chain: Chain, model: Any, example: tuple[Any, ...]) -> Convers
     return Conversion(tuple(artifacts), (perf_counter() - start) * 1e3)
 
 
-def examine(subject: Subject, chain: Chain, plan: Sequence[Point] = PLAN) -> Iterator[Record]:
+def examine(subject: Subject, chain: Chain, plan: Sequence[Point] | None = None) -> Iterator[Record]:
     """Records of one subject and chain: one per point of the plan, in each precision that the chain computes in.
+
+    Without a plan, the path's own checks are made.
 
     The converter is given the source in that precision, in eval mode, on the CPU; the truth is the same source in
     float64. A converter that fails costs its own verdicts: only a source that cannot be judged (`ParityError`) raises.
     """
     model, base = subject.model(), identity(subject, chain)
+    plan = plan or plan_of(chain.path.checks)
     for dtype in chain.dtypes:
         yield from _Examination(subject, chain, model, replace(base, dtype=dtype)).records(plan)
 

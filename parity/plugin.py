@@ -39,11 +39,11 @@ class Settings:
         """The converter chains along `path` that the options let run."""
         from parity.converters.registry import chains
 
-        return [
-            chain
-            for chain in chains(path)
-            if not self.converters or {chain.name, *(edge.name for edge in chain.converters)} & set(self.converters)
-        ]
+        return [chain for chain in chains(path) if not self.converters or _named(chain, self.converters)]
+
+
+def _named(chain: Chain, names: Sequence[str]) -> bool:
+    return bool({chain.name, *(edge.name for edge in chain.converters)} & set(names))
 
 
 SETTINGS = pytest.StashKey[Settings]()
@@ -89,7 +89,7 @@ def _suites_folder() -> Path:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "parity(path=…, families=…, cases=…): a parity test, run with --parity only; "
+        "parity(path=…, families=…, cases=…, without=…): a parity test, run with --parity only; "
         "gives the fixtures parity_case and parity_chain one random case and converter each.",
     )
     config.stash[SETTINGS] = settings = _settings(config)
@@ -213,7 +213,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _parameters(
-    settings: Settings, names: Sequence[str], path: str, families: Any = None, cases: int | None = None
+    settings: Settings,
+    names: Sequence[str],
+    path: str,
+    families: Any = None,
+    cases: int | None = None,
+    without: Any = None,
 ) -> list[Any]:
     from parity.cases.case import case_ids
     from parity.paths import path as path_named
@@ -222,10 +227,12 @@ def _parameters(
     if missing := way.missing():
         reason = f"path {way.name} needs {', '.join(missing)}: {way.install_command}"
         return [pytest.param(*[None] * len(names), id="not-installed", marks=pytest.mark.skip(reason=reason))]
-    families = (families,) if isinstance(families, str) else families
+    families, without = ((each,) if isinstance(each, str) else each for each in (families, without))
     count = settings.cases if settings.cases is not None else cases
     ids = case_ids(families, settings.seed, count, way.source)
     chains: list[Any] = settings.chains(way) if "parity_chain" in names else [None]
+    if without:
+        chains = [chain for chain in chains if chain is None or not _named(chain, without)]
     options = [(chain, case) for chain in chains for case in (ids if "parity_case" in names else [None])]
     return [
         pytest.param(*(value for value in (chain, case) if value is not None), id="-".join(

@@ -1,7 +1,8 @@
 """Families of cases: every layer by its own name, and the kinds of models that a vocabulary's source is known for.
 
 For torch: `dag` (random graphs), `recipe` (the networks of a well-known PyTorch-to-CasADi recipe), `network` (the
-networks that speed is measured on) and `pendulum` (a dynamics model trained on the spot).
+networks that speed is measured on), `pendulum` (a dynamics model trained on the spot), `vocabulary` (each layer once)
+and the convolutional networks of `parity.cases.cnn`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
+from parity.cases import cnn
 from parity.cases.generate import generate, generate_layer
 from parity.cases.spec import ModelSpec, Node, Shape
 from parity.cases.torch_layers import TORCH
@@ -19,7 +21,9 @@ from parity.cases.vocabulary import Arguments, Layer, Vocabulary
 from parity.cases.weights import fill
 
 VOCABULARIES = {"torch": TORCH}
+LAYERS = (*TORCH,)
 LAYER_CASES = 3
+NETWORK_CASES = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ def families(source: str = "torch") -> dict[str, Family]:
         Family("recipe", 3, _recipe),
         Family("network", 3, _network),
         Family("pendulum", 1, _pendulum, initialise=_train_pendulum),
+        Family("vocabulary", len(LAYERS), _of_vocabulary),
+        *(_network_family(name) for name in cnn.FAMILIES),
         Family("dag", 50, lambda rng, seed, number: generate(rng, vocabulary), random=True),
     ]
     known += [_layer_family(vocabulary, layer) for layer in vocabulary]
@@ -58,6 +64,15 @@ def _layer_family(vocabulary: Vocabulary, layer: Layer) -> Family:
 
 def layer_families(source: str = "torch") -> tuple[str, ...]:
     return tuple(layer.name for layer in VOCABULARIES[source])
+
+
+def _of_vocabulary(rng: Random, seed: int, number: int) -> ModelSpec:
+    return generate_layer(rng, TORCH, LAYERS[number], seed, 0)
+
+
+def _network_family(name: str) -> Family:
+    count, draw = cnn.FAMILIES[name]
+    return Family(name, count or NETWORK_CASES, lambda rng, seed, number: draw(rng, number), random=count is None)
 
 
 def _chain(vocabulary: Vocabulary, shape: Shape, *layers: tuple[str, Arguments]) -> ModelSpec:

@@ -173,11 +173,16 @@ def not_installed(path: Path) -> list[Converter]:
 
 
 def find_chain(path: Path, name: str) -> Chain:
-    """The chain along `path` with that name, its converters joined by `+`; raises ParityError or MissingPackage."""
+    """The chain along `path` with that name, its converters joined by `+`; raises ParityError or MissingPackage.
+
+    `reference` stands for the first chain where none has that very name.
+    """
     known = chains(path)
     for chain in known:
         if chain.name == name:
             return chain
+    if name == "reference" and known:
+        return known[0]
     for absent in not_installed(path):
         if absent.name in name.split("+"):
             find_converter(absent.source, absent.target, absent.name)
