@@ -66,9 +66,12 @@ class Parity:
         from parity.api import failed
         from parity.pipeline import examine, plan_of, timed
 
-        plan = plan_of(checks or chain.path.checks)
-        plan = tuple(point for point in plan if regimes is None or point.regime in regimes)
-        plan = timed(plan) if speed else plan
+        plan = tuple(
+            point
+            for point in plan_of(chain.path.name, case.family)
+            if (checks is None or point.check in checks) and (regimes is None or point.regime in regimes)
+        )
+        plan = timed(plan, chain.path.name) if speed else plan
         try:
             if chain.installed and self._timeout:
                 records = self._keep(self._worker.examine(case.id, chain, plan, self._timeout), deviations)
