@@ -241,7 +241,7 @@ def inner_product(g: Graph, layer: Any, bottoms: list[str]) -> str:
     axis = p.axis % len(shape)
     x = bottoms[0]
     if axis != len(shape) - 1:
-        x = g.node("Reshape", [x, g.constant([*shape[:axis], -1], np.int64)])
+        x = g.node("Reshape", [x, g.constant([*(0,) * axis, -1], np.int64)])
     matrix = blob_array(layer.blobs[0])
     y = g.node("MatMul", [x, g.constant(matrix if p.transpose else matrix.T)])
     return g.node("Add", [y, g.constant(blob_array(layer.blobs[1]))]) if p.bias_term else y
@@ -276,7 +276,13 @@ def slice_(g: Graph, layer: Any, bottoms: list[str]) -> list[str]:
 
 @reads("Reshape", "Flatten")
 def reshape(g: Graph, layer: Any, bottoms: list[str]) -> str:
-    return g.node("Reshape", [*bottoms, g.constant(g.shapes[layer.top[0]], np.int64)])
+    """The sizes as the layer gives them, 0 for a copied one and −1 for the rest: so any batch can flow through."""
+    p, rank = layer.reshape_param, len(g.shapes[layer.top[0]])
+    whole = layer.type == "Reshape" and p.axis == 0 and p.num_axes == -1 and rank
+    sizes = list(p.shape.dim) if whole else [*([0] if rank else []), *g.shapes[layer.top[0]][1:]]
+    if not whole and g.shapes[layer.top[0]][:1] != g.shapes[layer.bottom[0]][:1]:
+        sizes = list(g.shapes[layer.top[0]])
+    return g.node("Reshape", [*bottoms, g.constant(sizes, np.int64)])
 
 
 @reads("Permute")
@@ -313,7 +319,9 @@ def scale(g: Graph, layer: Any, bottoms: list[str]) -> str:
     weights = [blob_array(blob) for blob in layer.blobs]
     if len(bottoms) == 2:
         small = g.shapes[layer.bottom[1]]
-        target = (*small, *(1,) * (len(shape) - axis - len(small)))
+        target = [*small, *(1,) * (len(shape) - axis - len(small))]
+        if axis == 0 and small:
+            target[0] = 0  # the batch
         y = g.node(operator, [bottoms[0], g.node("Reshape", [bottoms[1], g.constant(target, np.int64)])])
     else:
         y = g.node(operator, [bottoms[0], g.constant(_aligned(weights.pop(0), axis, len(shape)))])
