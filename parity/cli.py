@@ -48,6 +48,18 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--report", metavar="DIR", type=Path, help="write a report")
     check.set_defaults(command=_check)
 
+    convert = commands.add_parser("convert", help="convert a model of yours and write it to files")
+    convert.add_argument("model", metavar="MODEL", help="a torch model as in `check`, or an .onnx file")
+    convert.add_argument("--to", required=True, metavar="NAME", help="such as caffe, onnx or casadi")
+    convert.add_argument("--output", required=True, metavar="STEM", help="files are named STEM.prototxt, …")
+    convert.add_argument("--input-shape", metavar="1,12", action="append", type=_shape, default=[],
+                         help="shape of an input, batch axis first; an .onnx file of static shapes needs none")  # fmt: skip
+    convert.add_argument("--converter", default="reference", help="default: %(default)s")
+    convert.add_argument("--dialect", help="which Caffe: bvlc, ssd or opencv (the default)")
+    convert.add_argument("--fold-batch-norm", action="store_true", help="Caffe: make it part of the convolutions")
+    convert.add_argument("--trust", action="store_true", help="read a pickle, which can run code")
+    convert.set_defaults(command=_convert)
+
     listing = commands.add_parser("list", help="paths, converters and families of cases")
     listing.set_defaults(command=_list)
 
@@ -89,9 +101,13 @@ def _check(options: argparse.Namespace) -> int:
     from parity.cases.weights import random_state
     from parity.model_file import load_model
     from parity.paths import path
+    from parity.runtimes import representation_of
 
     path(options.path).require()
     model = load_model(options.model, trust=options.trust)
+    if (kind := representation_of(model)) != path(options.path).source:
+        raise ParityError(f"{options.model} is an {kind} model, and path {options.path} starts from "
+                          f"{path(options.path).source}: `parity convert` takes it")  # fmt: skip
     inputs = tuple(
         random_state(options.seed, number).standard_normal(shape) for number, shape in enumerate(options.input_shape)
     )
@@ -105,6 +121,25 @@ def _check(options: argparse.Namespace) -> int:
         **({"checks": options.check} if options.check else {}),
     )
     return _show(records, options.report)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from parity.api import convert
+    from parity.cases.weights import random_state
+    from parity.model_file import load_model, save_model
+
+    own = {"dialect": options.dialect, "fold_batch_norm": options.fold_batch_norm or None}
+    given = {name: value for name, value in own.items() if value is not None}
+    if given and options.to != "caffe":
+        raise ParityError(f"--{next(iter(given)).replace('_', '-')} is for --to caffe")
+    model = load_model(options.model, trust=options.trust)
+    example = tuple(
+        random_state(0, number).standard_normal(shape) for number, shape in enumerate(options.input_shape)
+    )
+    artifact = convert(model, options.to, example, converter=options.converter, **given)
+    for file in save_model(artifact, options.output):
+        print(file)
+    return 0
 
 
 def _repro(options: argparse.Namespace) -> int:
@@ -129,7 +164,7 @@ def _show(records: list[Record], report: Path | None) -> int:
         from parity.run_folder import RunFolder, describe_environment, run_id
 
         run = run_id()
-        folder = RunFolder(report, run, describe_environment(run, 0, ["torch", "casadi"]))
+        folder = RunFolder(report, run, describe_environment(run, 0, ["torch", "casadi", "onnx", "onnxruntime", "cv2"]))
         for record in records:
             folder.append(record)
         folder.close()

@@ -13,7 +13,8 @@ from parity.caffe_format.model import CaffeModel, blob_array
 from parity.caffe_format.rules import check, geometry, pair
 from parity.errors import Unsupported
 
-OPSET = 20
+OPSET = 17
+"""Old enough for most readers; what came later is composed."""
 Shape = tuple[int, ...]
 
 
@@ -83,12 +84,17 @@ PLAIN = {"AbsVal": "Abs", "BNLL": "Softplus", "Sigmoid": "Sigmoid", "TanH": "Tan
 PLAIN |= {
     name: name for name in ("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Floor")
 }
-PLAIN |= {name: name for name in ("HardSwish", "Mish", "Round", "Sign", "Sin", "Sinh", "Softsign", "Tan", "MatMul")}
+PLAIN |= {name: name for name in ("HardSwish", "Round", "Sign", "Sin", "Sinh", "Softsign", "Tan", "MatMul")}
 
 
 @reads(*PLAIN)
 def plain(g: Graph, layer: Any, bottoms: list[str]) -> str:
     return g.node(PLAIN[layer.type], bottoms)
+
+
+@reads("Mish")
+def mish(g: Graph, layer: Any, bottoms: list[str]) -> str:
+    return g.node("Mul", [*bottoms, g.node("Tanh", [g.node("Softplus", bottoms)])])
 
 
 @reads("Input")
@@ -359,11 +365,11 @@ def lrn(g: Graph, layer: Any, bottoms: list[str]) -> str:
 def mvn(g: Graph, layer: Any, bottoms: list[str]) -> str:
     """(x − mean)/(√variance + ε) upstream, (x − mean)/√(variance + ε) in OpenCV."""
     p, rank = layer.mvn_param, len(g.shapes[layer.bottom[0]])
-    axes = g.constant(range(1 if p.across_channels else 2, rank), np.int64)
-    centred = g.node("Sub", [bottoms[0], g.node("ReduceMean", [bottoms[0], axes])])
+    axes = list(range(1 if p.across_channels else 2, rank))
+    centred = g.node("Sub", [bottoms[0], g.node("ReduceMean", bottoms, axes=axes)])
     if not p.normalize_variance:
         return centred
-    variance = g.node("ReduceMean", [g.node("Mul", [centred, centred]), axes])
+    variance = g.node("ReduceMean", [g.node("Mul", [centred, centred])], axes=axes)
     if g.dialect == "opencv":
         return g.node("Div", [centred, g.node("Sqrt", [_linear(g, variance, 1, p.eps)])])
     return g.node("Div", [centred, _linear(g, g.node("Sqrt", [variance]), 1, p.eps)])
@@ -373,5 +379,7 @@ def mvn(g: Graph, layer: Any, bottoms: list[str]) -> str:
 def reduction(g: Graph, layer: Any, bottoms: list[str]) -> str:
     p, rank = layer.reduction_param, len(g.shapes[layer.bottom[0]])
     operator = {1: "ReduceSum", 2: "ReduceL1", 3: "ReduceSumSquare", 4: "ReduceMean"}[p.operation]
-    axes = g.constant(range(p.axis % rank, rank), np.int64)
-    return _linear(g, g.node(operator, [bottoms[0], axes], keepdims=0), p.coeff, 0)
+    axes = list(range(p.axis % rank, rank))
+    if p.operation == 1:  # an input since opset 13, the others' since 18
+        return _linear(g, g.node(operator, [bottoms[0], g.constant(axes, np.int64)], keepdims=0), p.coeff, 0)
+    return _linear(g, g.node(operator, bottoms, axes=axes, keepdims=0), p.coeff, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -157,24 +157,18 @@ def local_response_norm(
 # --- reductions and shapes --------------------------------------------------------------------------------------------
 
 
-@lowers("ReduceMean", to="torch")
-def reduce_mean(x: Tensor, axes: Ints, keepdims: int = 1) -> Tensor:
-    return x.mean(tuple(axes), keepdim=bool(keepdims))
+def _reduction(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Callable[..., Tensor]:
+    def reduced(x: Tensor, given: Ints | None = None, *, axes: Ints | None = None, keepdims: int = 1) -> Tensor:
+        """The axes are an attribute before opset 18, an input since (ReduceSum: 13)."""
+        return function(x, tuple(given or axes or range(x.dim())), bool(keepdims))
+
+    return reduced
 
 
-@lowers("ReduceSum", to="torch")
-def reduce_sum(x: Tensor, axes: Ints, keepdims: int = 1) -> Tensor:
-    return x.sum(tuple(axes), keepdim=bool(keepdims))
-
-
-@lowers("ReduceL1", to="torch")
-def reduce_l1(x: Tensor, axes: Ints, keepdims: int = 1) -> Tensor:
-    return x.abs().sum(tuple(axes), keepdim=bool(keepdims))
-
-
-@lowers("ReduceSumSquare", to="torch")
-def reduce_sum_square(x: Tensor, axes: Ints, keepdims: int = 1) -> Tensor:
-    return x.square().sum(tuple(axes), keepdim=bool(keepdims))
+reduce_mean = lowers("ReduceMean", to="torch")(_reduction(lambda x, axes, keep: x.mean(axes, keep)))
+reduce_sum = lowers("ReduceSum", to="torch")(_reduction(lambda x, axes, keep: x.sum(axes, keep)))
+reduce_l1 = lowers("ReduceL1", to="torch")(_reduction(lambda x, axes, keep: x.abs().sum(axes, keep)))
+reduce_sum_square = lowers("ReduceSumSquare", to="torch")(_reduction(lambda x, axes, keep: x.square().sum(axes, keep)))
 
 
 @lowers("Reshape", to="torch")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@converter("onnx", "torch", name="onnx2torch", dtypes=("float32",), requires=("onnx2torch",))
+@converter("onnx", "torch", name="onnx2torch", dtypes=("float32",), requires=("onnx2torch", "torchvision"))
 def onnx2torch(model: onnx.ModelProto, example: tuple[Any, ...] = ()) -> torch.nn.Module:
     """`onnx2torch.convert`; raises Unsupported, in one line, for an operator that it does not know."""
     from onnx2torch import convert
