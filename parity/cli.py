@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from parity.errors import ParityError
@@ -36,26 +37,34 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     check = commands.add_parser("check", help="convert a model of yours and compare it with its source")
-    check.add_argument("model", metavar="MODEL", help="file of torch.save(model, file), or module:function")
+    check.add_argument("model", metavar="MODEL",
+                       help="file of torch.save(model, file), a .keras or .h5 file, or module:function")  # fmt: skip
     check.add_argument("--input-shape", metavar="1,12", required=True, action="append", type=_shape,
                        help="shape of an input, batch axis first; once per input")  # fmt: skip
-    check.add_argument("--path", default="torch-casadi", help="default: %(default)s")
+    check.add_argument("--path", help="default: torch-casadi, or keras-torch for a Keras file")
     check.add_argument("--converter", default="reference", help="default: %(default)s")
-    check.add_argument("--check", action="append", help="value, jacobian or hessian; default: all")
+    check.add_argument("--check", action="append", help="value, jacobian, hessian or vjp; default: the path's")
     check.add_argument("--seed", type=int, default=0, help="seed of the random inputs; default: 0")
     check.add_argument("--speed", action="store_true", help="time it too")
     check.add_argument("--trust", action="store_true", help="read a pickle, which can run code")
     check.add_argument("--report", metavar="DIR", type=Path, help="write a report")
     check.set_defaults(command=_check)
 
-    convert = commands.add_parser("convert", help="convert a model of yours and write it to files")
-    convert.add_argument("model", metavar="MODEL", help="a torch model as in `check`, or an .onnx file")
-    convert.add_argument("--to", required=True, metavar="NAME", help="such as caffe, onnx or casadi")
-    convert.add_argument("--output", required=True, metavar="STEM", help="files are named STEM.prototxt, …")
+    convert = commands.add_parser("convert", help="write a model of yours in another representation")
+    convert.add_argument("model", metavar="MODEL",
+                         help="as in `check`, or an .onnx file; a Keras file is read without TensorFlow")  # fmt: skip
+    convert.add_argument("--to", default="torch", metavar="NAME",
+                         help="torch, onnx, caffe, casadi; default: %(default)s")  # fmt: skip
+    files = convert.add_mutually_exclusive_group(required=True)
+    files.add_argument("--emit", metavar="FILE.py", type=Path,
+                       help="Keras to torch: the source; the state dict is written beside it, as FILE.pt")  # fmt: skip
+    files.add_argument("--output", metavar="STEM", help="files are named STEM.prototxt, STEM.caffemodel, STEM.onnx, …")
     convert.add_argument("--input-shape", metavar="1,12", action="append", type=_shape, default=[],
                          help="shape of an input, batch axis first; an .onnx file of static shapes needs none")  # fmt: skip
     convert.add_argument("--converter", default="reference", help="default: %(default)s")
-    convert.add_argument("--dialect", help="which Caffe: bvlc, ssd or opencv (the default)")
+    convert.add_argument("--layout", choices=["nhwc", "nchw"], default="nhwc",
+                         help="Keras: of images at inputs and outputs; default: %(default)s")  # fmt: skip
+    convert.add_argument("--dialect", help="Caffe: bvlc, ssd or opencv (the default)")
     convert.add_argument("--fold-batch-norm", action="store_true", help="Caffe: make it part of the convolutions")
     convert.add_argument("--trust", action="store_true", help="read a pickle, which can run code")
     convert.set_defaults(command=_convert)
@@ -99,15 +108,15 @@ def _shape(text: str) -> tuple[int, ...]:
 def _check(options: argparse.Namespace) -> int:
     from parity.api import check
     from parity.cases.weights import random_state
-    from parity.model_file import load_model
+    from parity.model_file import load_model, path_of
     from parity.paths import path
     from parity.runtimes import representation_of
 
-    path(options.path).require()
+    way = path(options.path or path_of(options.model))
+    way.require()
     model = load_model(options.model, trust=options.trust)
-    if (kind := representation_of(model)) != path(options.path).source:
-        raise ParityError(f"{options.model} is an {kind} model, and path {options.path} starts from "
-                          f"{path(options.path).source}: `parity convert` takes it")  # fmt: skip
+    if (kind := representation_of(model)) != way.source:
+        raise ParityError(f"{options.model} is of {kind}, and path {way.name} starts from {way.source}")
     inputs = tuple(
         random_state(options.seed, number).standard_normal(shape) for number, shape in enumerate(options.input_shape)
     )
@@ -115,15 +124,34 @@ def _check(options: argparse.Namespace) -> int:
         model,
         options.converter,
         inputs,
-        path=options.path,
+        path=way.name,
         speed=options.speed,
         name=Path(options.model).name,
         **({"checks": options.check} if options.check else {}),
     )
-    return _show(records, options.report)
+    return _show(records, options.report, way.packages)
+
+
+def _emit(options: argparse.Namespace) -> int:
+    from parity.converters.keras_torch import emit, reference
+
+    for package in ("torch", "h5py"):
+        if find_spec(package) is None:
+            raise ParityError(f"{options.model} cannot be read without {package}: pip install {package}")
+    if options.emit.suffix != ".py":
+        raise ParityError(f"{options.emit} is no Python file: give a name that ends in .py")
+    module = reference(options.model, layout=options.layout)
+    try:
+        source, state = emit(module, options.emit)
+    except OSError as error:
+        raise ParityError(f"cannot write {options.emit}: {error.strerror}") from error
+    print(f"{source}\n{state}")
+    return 0
 
 
 def _convert(options: argparse.Namespace) -> int:
+    if options.emit:
+        return _emit(options)
     from parity.api import convert
     from parity.cases.weights import random_state
     from parity.model_file import load_model, save_model
@@ -133,9 +161,7 @@ def _convert(options: argparse.Namespace) -> int:
     if given and options.to != "caffe":
         raise ParityError(f"--{next(iter(given)).replace('_', '-')} is for --to caffe")
     model = load_model(options.model, trust=options.trust)
-    example = tuple(
-        random_state(0, number).standard_normal(shape) for number, shape in enumerate(options.input_shape)
-    )
+    example = tuple(random_state(0, number).standard_normal(shape) for number, shape in enumerate(options.input_shape))
     artifact = convert(model, options.to, example, converter=options.converter, **given)
     for file in save_model(artifact, options.output):
         print(file)
@@ -152,10 +178,10 @@ def _repro(options: argparse.Namespace) -> int:
     way.require()
     case = case_from_id(options.case, way.source)
     print(case.model())
-    return _show(list(examine(case, find_chain(way, options.converter))), None)
+    return _show(list(examine(case, find_chain(way, options.converter))))
 
 
-def _show(records: list[Record], report: Path | None) -> int:
+def _show(records: list[Record], report: Path | None = None, packages: Sequence[str] = ()) -> int:
     from parity.api import failed
 
     for record in records:
@@ -164,7 +190,7 @@ def _show(records: list[Record], report: Path | None) -> int:
         from parity.run_folder import RunFolder, describe_environment, run_id
 
         run = run_id()
-        folder = RunFolder(report, run, describe_environment(run, 0, ["torch", "casadi", "onnx", "onnxruntime", "cv2"]))
+        folder = RunFolder(report, run, describe_environment(run, 0, packages))
         for record in records:
             folder.append(record)
         folder.close()

@@ -1,25 +1,28 @@
-"""The user's own model, named on a command line: a file that torch saved, or a function that builds it."""
+"""The user's own model, named on a command line: a file that torch or Keras saved, or a function that builds it."""
 
 from __future__ import annotations
 
 import importlib
-from importlib.util import find_spec
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from parity.errors import MissingPackage, ParityError
 from parity.runtimes import representation_of
 
+KERAS_FILES = (".keras", ".h5", ".hdf5")
+
 
 ENDINGS = {"caffe": (".prototxt", ".caffemodel"), "onnx": (".onnx",), "casadi": (".casadi",), "torch": (".pt",)}
 
 
 def load_model(name: str, *, trust: bool = False) -> Any:
-    """Load `MODEL.pt` (a whole module, `torch.save(model, file)`) or `MODEL.onnx`, or build `module:function`.
+    """Load `MODEL.pt` (a whole module, `torch.save(model, file)`), `MODEL.keras` or `.h5`, or `MODEL.onnx`.
 
-    A pickle can run any code while it is read, so a file is refused without `trust`. Raises `ParityError`.
+    A name `module:function` builds the model. A pickle can run any code while it is read, so a file is refused without
+    `trust`. Raises `ParityError`.
     """
     if Path(name).suffix == ".onnx":
         return read_onnx(Path(name))
@@ -29,8 +32,15 @@ def load_model(name: str, *, trust: bool = False) -> Any:
     if representation_of(model) is None:
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         hint = "; a state dict holds no model: name a function that builds it, as module:function"
-        raise ParityError(f"{name} gives a {kind}, not a torch.nn.Module{hint if isinstance(model, dict) else ''}")
+        raise ParityError(
+            f"{name} gives a {kind}, not a torch.nn.Module or a Keras model{hint if isinstance(model, dict) else ''}"
+        )
     return model
+
+
+def path_of(name: str) -> str:
+    """The path that a file of this name is meant for, if the user names none."""
+    return "keras-torch" if not _is_function(name) and Path(name).suffix in KERAS_FILES else "torch-casadi"
 
 
 def read_onnx(file: Path) -> Any:
@@ -79,10 +89,12 @@ def _build(name: str) -> Any:
 
 
 def _read(file: Path, trust: bool) -> Any:
-    import torch
-
     if not file.is_file():
         raise ParityError(f"no file {file}: give a model saved by torch.save(model, file), or module:function")
+    if file.suffix in KERAS_FILES:
+        return _read_keras(file, trust)
+    import torch
+
     _require_whole(file)
     if not trust:
         raise ParityError(f"{file} is a pickle, which can run any code when it is read: add --trust if you trust it")
@@ -90,6 +102,17 @@ def _read(file: Path, trust: bool) -> Any:
         return torch.load(file, map_location="cpu", weights_only=False)
     except Exception as error:
         raise ParityError(f"cannot read {file}: {type(error).__name__}: {_line(error)}") from error
+
+
+def _read_keras(file: Path, trust: bool) -> Any:
+    """Python code inside (Lambda layers) is read only if it is trusted: Keras itself asks for that."""
+    from parity.cases.keras_backend import keras
+
+    try:
+        return keras.models.load_model(file, compile=False, safe_mode=not trust)
+    except Exception as error:
+        hint = "; add --trust if you trust it" if "unsafe deserialization" in str(error) else ""
+        raise ParityError(f"cannot read {file}: {type(error).__name__}: {_line(error)}{hint}") from error
 
 
 def _require_whole(file: Path) -> None:

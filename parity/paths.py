@@ -17,8 +17,6 @@ class Path:
     """What must be importable to run it."""
     extra: str
     """The extra of `pytest-parity` that installs the packages."""
-    checks: tuple[str, ...] = ("value", "jacobian", "hessian")
-    """What is checked unless the user says what."""
 
     @property
     def representations(self) -> tuple[str, ...]:
@@ -49,9 +47,10 @@ class Path:
 ONNX = ("torch", "onnx", "onnxscript", "onnxruntime")
 PATHS = (
     Path("torch-casadi", packages=("torch", "casadi"), extra="casadi"),
-    Path("torch-onnx", packages=ONNX, extra="onnx", checks=("value",)),
-    Path("torch-onnx-caffe", packages=(*ONNX, "cv2"), extra="caffe", checks=("value",)),
-    Path("torch-onnx-caffe-onnx-torch", packages=(*ONNX, "cv2"), extra="caffe", checks=("value",)),
+    Path("keras-torch", packages=("keras", "tensorflow", "torch", "h5py"), extra="keras"),
+    Path("torch-onnx", packages=ONNX, extra="onnx"),
+    Path("torch-onnx-caffe", packages=(*ONNX, "cv2"), extra="caffe"),
+    Path("torch-onnx-caffe-onnx-torch", packages=(*ONNX, "cv2"), extra="caffe"),
 )
 
 

@@ -1,9 +1,9 @@
 """The round trip torch→onnx→caffe→onnx→torch: what the Caffe files say, read back by upstream's definitions."""
 
 import pytest
+from parity.suites.deviations import ROUND_TRIP
 
 from parity.cases.cnn import RANDOM, WELL_KNOWN
-from parity.suites.deviations import ROUND_TRIP
 
 
 @pytest.mark.parity(path="torch-onnx-caffe-onnx-torch", families=("layer", *RANDOM, *WELL_KNOWN), without="dynamo")

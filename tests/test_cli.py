@@ -127,7 +127,7 @@ def test_one_check_at_several_samples_with_a_seed(command):
         "models:raises": "cannot build models:raises: ValueError: two",
         "models:leaves": "cannot build models:leaves: SystemExit: 0",
         "models:Leaving": "the model or the converter ended the process (exit code 0)",
-        "models:number": "models:number gives a builtins.int, not a torch.nn.Module",
+        "models:number": "models:number gives a builtins.int, not a torch.nn.Module or a Keras model",
         "models:nan": "weights '0.weight' hold 1 NaN or infinite element(s): mend the model first",
     }.items(),
 )
@@ -172,10 +172,12 @@ def test_files_of_torch_without_a_module(check, tmp_path):
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
     torch.jit.trace(models.good().eval(), torch.ones(1, 12)).save(tmp_path / "script.pt")
     assert check("state.pt", "--trust")[2] == [
-        "parity: state.pt gives a collections.OrderedDict, not a torch.nn.Module; "
+        "parity: state.pt gives a collections.OrderedDict, not a torch.nn.Module or a Keras model; "
         "a state dict holds no model: name a function that builds it, as module:function"
     ]
-    assert check("tensor.pt", "--trust")[2] == ["parity: tensor.pt gives a torch.Tensor, not a torch.nn.Module"]
+    assert check("tensor.pt", "--trust")[2] == [
+        "parity: tensor.pt gives a torch.Tensor, not a torch.nn.Module or a Keras model"
+    ]
     assert check("script.pt", "--trust") == (
         2, [], ["parity: script.pt holds TorchScript: save the module itself with torch.save(model, file)"]
     )  # fmt: skip
@@ -239,10 +241,13 @@ def test_check_writes_a_report(check, tmp_path):
 
 def test_list(command, monkeypatch):
     code, said, _ = command("list")
-    assert (code, said[0]) == (0, "torch-casadi: reference")
-    assert "cases of the families recipe, network, pendulum, dag, Linear," in said[1]
+    assert code == 0
+    assert any(line.startswith("torch-casadi: reference") for line in said)
+    assert any("cases of the families recipe, network, pendulum, dag, Linear," in line for line in said)
     monkeypatch.setitem(sys.modules, "casadi", None)
-    assert command("list") == (0, ["torch-casadi: needs casadi: pip install 'pytest-parity[casadi]'"], [])
+    code, said, _ = command("list")
+    assert code == 0
+    assert "torch-casadi: needs casadi: pip install 'pytest-parity[casadi]'" in said
 
 
 def test_repro(command):

@@ -118,7 +118,7 @@ def examine(worker: Worker) -> Callable[..., list[Record]]:
 
 
 def chain(name: str) -> Chain:
-    edge = Converter("torch", "casadi", name, lambda model, example: None, ("float64",), (), installed=True)
+    edge = Converter("torch", "casadi", name, lambda model, example: None, ("float64",), ())
     return Chain(path("torch-casadi"), (edge,))
 
 

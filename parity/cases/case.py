@@ -11,10 +11,9 @@ from functools import cached_property, lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from parity.cases.families import families, layer_families
+from parity.cases.families import VOCABULARIES, families, layer_families
 from parity.cases.spec import ModelSpec
-from parity.cases.torch_layers import build
-from parity.cases.weights import draw_inputs, fill
+from parity.cases.weights import draw_inputs
 from parity.errors import ParityError
 
 if TYPE_CHECKING:
@@ -30,7 +29,8 @@ class Case:
     seed: int
     draw: Callable[[], ModelSpec]
     source: str = "torch"
-    initialise: Callable[[Any, object], None] = fill
+    initialise: Callable[[Any, object], None] | None = None
+    """Gives the model its weights from the id, instead of the vocabulary's `fill`."""
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -42,9 +42,10 @@ class Case:
         return ">".join(self.spec.layers)
 
     def model(self) -> Any:
-        """The source model: for torch, a `torch.fx.GraphModule` in eval mode, float32."""
-        model = build(self.spec)
-        self.initialise(model, self.id)
+        """The source model, float32: a `torch.fx.GraphModule` in eval mode, a functional `keras.Model`."""
+        vocabulary = VOCABULARIES[self.source]
+        model = vocabulary.build(self.spec)
+        (self.initialise or vocabulary.fill)(model, self.id)
         return model
 
     def inputs(self, regime: str = "normal", batch: int = 1) -> tuple[np.ndarray, ...]:

@@ -40,12 +40,16 @@ class Converter:
     dtypes: tuple[str, ...]
     requires: tuple[str, ...]
     """Packages it needs besides the two representations' own."""
-    installed: bool
-    """Found again by a fresh process (shipped or by entry point); False for one registered by a test or a script."""
     repeatable: bool = True
     """Converts whatever model it is given; False for an artifact that the user converted beforehand."""
     install: str = ""
     """What installs `requires`, where a plain `pip install` of these does not."""
+
+    @property
+    def installed(self) -> bool:
+        """Found again by a fresh process (shipped or by entry point), unlike one that a test or a script registers."""
+        module = f"{self.function.__module__}."
+        return any(module.startswith(f"{known}.") for known in ("parity.converters", *_entry_modules()))
 
     def missing(self) -> list[str]:
         """The packages that it needs and that are not installed."""
@@ -80,7 +84,6 @@ class Chain:
 
 _CONVERTERS: dict[tuple[str, str, str], Converter] = {}
 _LOWERINGS: dict[tuple[str, Any], Callable[..., Any]] = {}
-_loading = False
 BROKEN: dict[str, str] = {}
 """Entry points whose module could not be imported, with the reason: shown, never silently dropped."""
 
@@ -103,9 +106,7 @@ def converter(
 
     def register(function: Function) -> Function:
         label = name or function.__name__
-        new = Converter(
-            source, target, label, function, tuple(dtypes), tuple(requires), installed=_loading, install=install
-        )
+        new = Converter(source, target, label, function, tuple(dtypes), tuple(requires), install=install)
         old = _CONVERTERS.setdefault((source, target, new.name), new)
         if old is not new and old.function.__qualname__ != function.__qualname__:
             raise ParityError(f"two converters {source}→{target} are named {new.name!r}: rename one with name=")
@@ -118,18 +119,18 @@ def converter(
 @cache
 def load_converters() -> None:
     """Import every module that registers converters: ours, and those of installed packages."""
-    global _loading
-    _loading = True
-    try:
-        for module in pkgutil.iter_modules(parity.converters.__path__, "parity.converters."):
-            importlib.import_module(module.name)
-        for entry in entry_points(group=ENTRY_POINT_GROUP):
-            try:
-                entry.load()
-            except Exception as error:
-                BROKEN[entry.name] = f"{type(error).__name__}: {error}"
-    finally:
-        _loading = False
+    for module in pkgutil.iter_modules(parity.converters.__path__, "parity.converters."):
+        importlib.import_module(module.name)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            entry.load()
+        except (Exception, SystemExit) as error:
+            BROKEN[entry.name] = f"{type(error).__name__}: {error}"
+
+
+@cache
+def _entry_modules() -> tuple[str, ...]:
+    return tuple(entry.module for entry in entry_points(group=ENTRY_POINT_GROUP))
 
 
 def converters(source: str | None = None, target: str | None = None) -> list[Converter]:

@@ -141,16 +141,12 @@ def global_max_pool(x: Tensor) -> Tensor:
 
 
 @lowers("BatchNormalization", to="torch")
-def batch_norm(
-    x: Tensor, gain: Tensor, shift: Tensor, mean: Tensor, variance: Tensor, epsilon: float = 1e-5
-) -> Tensor:
+def batch_norm(x: Tensor, gain: Tensor, shift: Tensor, mean: Tensor, variance: Tensor, epsilon: float = 1e-5) -> Tensor:
     return F.batch_norm(x, mean, variance, gain, shift, eps=epsilon)
 
 
 @lowers("LRN", to="torch")
-def local_response_norm(
-    x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
-) -> Tensor:
+def local_response_norm(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Tensor:
     return F.local_response_norm(x, size, alpha, beta, bias)
 
 

@@ -20,28 +20,25 @@ NO = re.compile(r"(Unsupported (?:operation|activation) '[^']*'[^\n]*)")
 
 
 @converter("torch", "casadi", name="casadi-graphbuilder", dtypes=("float64",), requires=("onnx", "onnxscript"))
-def graphbuilder(
-    model: torch.nn.Module, example: tuple[torch.Tensor, ...], *, name: str = "f", dynamo: bool = True
-) -> casadi.Function:
-    """The model exported by `torch.onnx.export` (`dynamo` chooses the exporter), imported with `symbolic`.
+def graphbuilder(model: torch.nn.Module, example: tuple[torch.Tensor, ...], *, name: str = "f") -> casadi.Function:
+    """The model exported by `torch.onnx.export` (of its two exporters the newer one, which reaches further here).
 
-    The graph is CasADi's own and computes in float64. Without `symbolic` CasADi gives such a file to ONNX Runtime and
-    has no derivatives of it; torch2casadi is the converter for that way. Raises `Unsupported` for operators that the
-    importer or the exporter does not know, else what they raise.
+    Imported with the option `symbolic`, the graph is CasADi's own and computes in float64. Without it CasADi gives the
+    file to ONNX Runtime and has no derivatives; torch2casadi is the converter for that way. Raises `Unsupported` for
+    operators that the importer or the exporter does not know, else what they raise.
     """
     import casadi
     import torch
 
     if not hasattr(casadi, "GraphBuilder"):
-        raise Unsupported(f"casadi {casadi.__version__} has no GraphBuilder: pip install 'casadi>=3.8'")
+        raise Unsupported(f"casadi {casadi.CasadiMeta.version()} has no GraphBuilder: pip install 'casadi>=3.8'")
     file = str(fresh_folder() / f"{name}.onnx")
     columns = tuple(tensor.reshape(-1, 1) for tensor in example)
     try:
         with quiet():
             torch.onnx.export(
-                in_columns(model, example), columns, file, dynamo=dynamo, verbose=False,
-                **({"external_data": False} if dynamo else {}),
-            )  # fmt: skip
+                in_columns(model, example), columns, file, dynamo=True, verbose=False, external_data=False
+            )
         return casadi.GraphBuilder(file).create(name, {"symbolic": True})
     except Exception as error:
         if found := NO.search(str(error)):

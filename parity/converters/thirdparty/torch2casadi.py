@@ -1,4 +1,4 @@
-"""torch2casadi (https://github.com/casadi/torch2casadi): ONNX graphs of the model and its derivatives, run by CasADi."""
+"""torch2casadi (https://github.com/casadi/torch2casadi): ONNX graphs of a model and its derivatives, run by CasADi."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def torch2casadi(model: torch.nn.Module, example: tuple[torch.Tensor, ...], *, n
             refusals[check] = error
     else:
         raise refusals["value"]
-    function = casadi.GraphBuilder(str(file)).create(name)
+    function: Any = casadi.GraphBuilder(str(file)).create(name)
     function.refusals = refusals
     return function
 
