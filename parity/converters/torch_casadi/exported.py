@@ -157,8 +157,13 @@ def copy(input: Operand, src: Operand) -> Tensor:
 lowers("aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", to="casadi")(lambda input: input)
 lowers("aten._unsafe_view", to="casadi")(lambda input, size: input.reshape(*size))
 lowers("aten.sym_size", to="casadi")(lambda input, dim: input.shape[dim])
-lowers("aten.log_sigmoid", to="casadi")(find_lowering(torch.nn.functional.logsigmoid, "casadi"))
-lowers("aten.linalg_vector_norm", to="casadi")(find_lowering(torch.linalg.vector_norm, "casadi"))
+for _name, _function in (
+    ("aten.log_sigmoid", torch.nn.functional.logsigmoid),
+    ("aten.linalg_vector_norm", torch.linalg.vector_norm),
+):
+    _known = find_lowering(_function, "casadi")
+    assert _known is not None
+    lowers(_name, to="casadi")(_known)
 lowers("aten.fill", to="casadi")(lambda input, value: copy(input, value))
 
 

@@ -172,7 +172,7 @@ def _cut(node: casadi.MX, x: casadi.DM) -> list[casadi.DM]:
     return [casadi.DM(part) for part in np.split(np.asarray(x.nonzeros()), node.info()["offset"][1:-1])]
 
 
-MOVEMENTS: dict[int, Callable[..., list[casadi.DM]]] = {
+MOVEMENTS: dict[int, Callable[..., list[Any]]] = {
     casadi.OP_TRANSPOSE: lambda node, x: [x.T],
     casadi.OP_PROJECT: lambda node, x: [casadi.project(x, node.sparsity())],
     casadi.OP_HORZREPMAT: lambda node, x: [casadi.repmat(x, 1, node.shape[1] // x.shape[1])],
