@@ -136,7 +136,10 @@ def _chain_of(source: Any, converted: Any, arrays: Arrays, path: str | None) -> 
     """The chain that the user means by `converted`."""
     start = _representation(source)
     if isinstance(converted, str):
-        possible = [path_named(path)] if path else [known for known in PATHS if known.source == start]
+        if path:
+            path_named(path).require()
+            return find_chain(path_named(path), converted)
+        possible = [known for known in PATHS if known.source == start]
         for known in possible:
             if any(chain.name == converted for chain in chains(known)):
                 known.require()

@@ -72,7 +72,11 @@ PLAN = (
     Point("hessian"),
 )
 """What every case goes through: derivatives only where inputs are of a size that users differentiate at."""
+VALUE = tuple(point for point in PLAN if point.check == "value")
 PLANS = {
+    "torch-onnx": VALUE,
+    "torch-onnx-caffe": VALUE,
+    "torch-onnx-caffe-onnx-torch": VALUE,
     "keras-torch": (
         *(Point("value", regime, batch=4) for regime in ("normal", "tiny", "saturating")),
         Point("vjp", batch=4),

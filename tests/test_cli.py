@@ -241,10 +241,13 @@ def test_check_writes_a_report(check, tmp_path):
 
 def test_list(command, monkeypatch):
     code, said, _ = command("list")
-    assert (code, said[0]) == (0, "torch-casadi: reference")
-    assert "cases of the families recipe, network, pendulum, dag, Linear," in said[1]
+    assert code == 0
+    assert any(line.startswith("torch-casadi: reference") for line in said)
+    assert any("cases of the families recipe, network, pendulum, dag, Linear," in line for line in said)
     monkeypatch.setitem(sys.modules, "casadi", None)
-    assert command("list") == (0, ["torch-casadi: needs casadi: pip install 'pytest-parity[casadi]'"], [])
+    code, said, _ = command("list")
+    assert code == 0
+    assert "torch-casadi: needs casadi: pip install 'pytest-parity[casadi]'" in said
 
 
 def test_repro(command):

@@ -132,7 +132,7 @@ def test_in_an_empty_folder_and_below_the_root(pytester, run_parity, monkeypatch
 def test_a_virtual_environment_inside_the_root(pytester, monkeypatch):
     site = pytester.path / ".venv/lib/python3/site-packages"
     shutil.copytree(Path(parity.__file__).parent, site / "parity", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(Path(__file__).parents[1] / "suites", site / "parity/suites")
+    shutil.copytree(Path(__file__).parents[1] / "suites", site / "parity/suites", dirs_exist_ok=True)
     (pytester.path / ".venv/pyvenv.cfg").touch()
     monkeypatch.setenv("PYTHONPATH", str(site))
     pytester.makepyfile(test_host=OWN)

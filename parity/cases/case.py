@@ -58,19 +58,25 @@ def case_ids(
 ) -> list[str]:
     """Ids of the cases of some families (`layer` stands for every layer; None for all families).
 
-    `count` sets how many random models the random families (`dag`) and, if a layer is named by its own name, that
-    layer takes. Raises ParityError for an unknown family. Draws no model, so that listing is quick.
+    `count` sets how many random models there are, spread evenly over the random families among those (`dag`, `vgg`, …),
+    and how many each layer takes that is named by its own name. Raises ParityError for an unknown family. Draws no
+    model, so that listing is quick.
     """
     known, layers = families(source), layer_families(source)
     ids = []
-    for name in dict.fromkeys(n for word in names or (*known,) for n in (layers if word == "layer" else (word,))):
+    wanted = dict.fromkeys(n for word in names or (*known,) for n in (layers if word == "layer" else (word,)))
+    random_families = sum(name in known and known[name].random for name in wanted)
+    for name in wanted:
         if name not in known:
             raise ParityError(
                 f"unknown family {name!r}: layer, {', '.join(f for f in known if f not in layers)}, or a layer"
             )
         family = known[name]
-        chosen = family.random or (name in layers and names and name in names)
-        total = count if count is not None and chosen else family.count
+        total = family.count
+        if count is not None and family.random:
+            total = -(-count // random_families)
+        elif count is not None and name in layers and names and name in names:
+            total = count
         ids += [f"{name}-{seed}-{number}" for number in range(total)]
     return ids
 

@@ -1,9 +1,10 @@
 """Families of cases: every layer by its own name, and the kinds of models that a vocabulary's source is known for.
 
 For every source: `dag` (random graphs). For torch: `recipe` (the networks of a well-known PyTorch-to-CasADi recipe),
-`network` (the networks that speed is measured on) and `pendulum` (a dynamics model trained on the spot). For Keras:
-`network` (among them that of a well-known Keras-to-PyTorch recipe), `digits` (a classifier of handwritten digits,
-trained on the spot) and `application` (of `keras.applications`, with random weights).
+`network` (the networks that speed is measured on), `pendulum` (a dynamics model trained on the spot), `vocabulary`
+(each layer once) and the convolutional networks of `parity.cases.cnn`. For Keras: `network` (among them that of a
+well-known Keras-to-PyTorch recipe), `digits` (a classifier of handwritten digits, trained on the spot) and
+`application` (of `keras.applications`, with random weights).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
+from parity.cases import cnn
 from parity.cases.generate import generate, generate_layer
 from parity.cases.keras_layers import APPLICATIONS, KERAS
 from parity.cases.spec import ModelSpec, Node, Shape
@@ -21,8 +23,10 @@ from parity.cases.torch_layers import TORCH
 from parity.cases.vocabulary import Arguments, Layer, Vocabulary
 
 VOCABULARIES = {"torch": TORCH, "keras": KERAS}
+LAYERS = (*TORCH,)
 LAYER_CASES = {"torch": 3, "keras": 2}
 """Keras' layers have more options, but a case of theirs takes several times longer."""
+NETWORK_CASES = 3
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,15 @@ def _layer_family(vocabulary: Vocabulary, layer: Layer) -> Family:
 
 def layer_families(source: str = "torch") -> tuple[str, ...]:
     return tuple(layer.name for layer in VOCABULARIES[source])
+
+
+def _of_vocabulary(rng: Random, seed: int, number: int) -> ModelSpec:
+    return generate_layer(rng, TORCH, LAYERS[number], seed, 0)
+
+
+def _network_family(name: str) -> Family:
+    count, draw = cnn.FAMILIES[name]
+    return Family(name, count or NETWORK_CASES, lambda rng, seed, number: draw(rng, number), random=count is None)
 
 
 def _chain(vocabulary: Vocabulary, shape: Shape, *layers: tuple[str, Arguments]) -> ModelSpec:
@@ -149,6 +162,8 @@ OWN = {
         Family("recipe", 3, _recipe),
         Family("network", 3, _network),
         Family("pendulum", 1, _pendulum, initialise=_train_pendulum),
+        Family("vocabulary", len(LAYERS), _of_vocabulary),
+        *(_network_family(name) for name in cnn.FAMILIES),
     ),
     "keras": (
         Family("network", 3, _keras_network),

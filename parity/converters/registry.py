@@ -42,8 +42,6 @@ class Converter:
     """Packages it needs besides the two representations' own."""
     repeatable: bool = True
     """Converts whatever model it is given; False for an artifact that the user converted beforehand."""
-    on_request: bool = False
-    """Runs in the suites only where the user names it."""
     install: str = ""
     """What installs `requires`, where a plain `pip install` of these does not."""
 
@@ -52,6 +50,11 @@ class Converter:
         """Found again by a fresh process (shipped or by entry point), unlike one that a test or a script registers."""
         module = f"{self.function.__module__}."
         return any(module.startswith(f"{known}.") for known in ("parity.converters", *_entry_modules()))
+
+    @property
+    def on_request(self) -> bool:
+        """One of the adapters shipped for other projects' converters: it runs where `--parity-converter` says so."""
+        return self.function.__module__.startswith("parity.converters.thirdparty.")
 
     def missing(self) -> list[str]:
         """The packages that it needs and that are not installed."""
@@ -80,12 +83,12 @@ class Chain:
         return tuple(dtype for dtype in first if all(dtype in dtypes for dtypes in rest))
 
     @property
-    def on_request(self) -> bool:
-        return any(converter.on_request for converter in self.converters)
-
-    @property
     def installed(self) -> bool:
         return all(converter.installed for converter in self.converters)
+
+    @property
+    def on_request(self) -> bool:
+        return any(converter.on_request for converter in self.converters)
 
 
 _CONVERTERS: dict[tuple[str, str, str], Converter] = {}
@@ -101,21 +104,18 @@ def converter(
     name: str | None = None,
     dtypes: Sequence[str] = ("float64",),
     requires: Sequence[str] = (),
-    on_request: bool = False,
     install: str = "",
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a converter from `source` to `target`; its name is the function's own.
 
     `requires` are the packages it needs besides the representations' own, and `install` the command that installs
-    them, where a plain `pip install` does not. With `on_request`, the suites run it only where the user names it.
-    Raises ParityError if another function already has that name on that edge.
+    them, where a plain `pip install` does not. Raises ParityError if another function already has that name on that
+    edge.
     """
 
     def register(function: Function) -> Function:
         label = name or function.__name__
-        new = Converter(
-            source, target, label, function, tuple(dtypes), tuple(requires), on_request=on_request, install=install
-        )
+        new = Converter(source, target, label, function, tuple(dtypes), tuple(requires), install=install)
         old = _CONVERTERS.setdefault((source, target, new.name), new)
         if old is not new and old.function.__qualname__ != function.__qualname__:
             raise ParityError(f"two converters {source}→{target} are named {new.name!r}: rename one with name=")
@@ -182,11 +182,16 @@ def not_installed(path: Path) -> list[Converter]:
 
 
 def find_chain(path: Path, name: str) -> Chain:
-    """The chain along `path` with that name, its converters joined by `+`; raises ParityError or MissingPackage."""
+    """The chain along `path` with that name, its converters joined by `+`; raises ParityError or MissingPackage.
+
+    `reference` stands for the first chain where none has that very name.
+    """
     known = chains(path)
     for chain in known:
         if chain.name == name:
             return chain
+    if name == "reference" and known:
+        return known[0]
     for absent in not_installed(path):
         if absent.name in name.split("+"):
             find_converter(absent.source, absent.target, absent.name)

@@ -80,6 +80,8 @@ class SourceRuntime(Runtime, Protocol):
 
 _RUNTIMES = {
     "torch.nn.modules.module.Module": ("torch", "parity.runtimes.torch", "TorchRuntime"),
+    "onnx.onnx_ml_pb2.ModelProto": ("onnx", "parity.runtimes.onnx", "OnnxRuntime"),
+    "parity.caffe_format.model.CaffeModel": ("caffe", "parity.runtimes.caffe", "runtime"),
     "keras.src.models.model.Model": ("keras", "parity.runtimes.keras", "KerasRuntime"),
     "casadi.casadi.Function": ("casadi", "parity.runtimes.casadi", "CasadiRuntime"),
 }
