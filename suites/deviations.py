@@ -43,7 +43,7 @@ EXPONENTIAL = Deviation(
     largest=12,
 )
 LOG_SIGMOID = Deviation(
-    reason="the TorchScript exporter writes log(sigmoid(x)): −∞ where exp(x) underflows; on the way to Caffe it is mended",
+    reason="the TorchScript exporter writes log(sigmoid(x)): −∞ where exp(x) underflows; for Caffe it is mended",
     layers=("LogSigmoid",),
     stages=(EXPORT,),
     converters=("torchscript",),

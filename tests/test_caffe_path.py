@@ -56,12 +56,12 @@ def tensors(case, batch=1):
 
 
 def wrong_export(model, example):
-    """The last weight of a linear layer has another sign."""
+    """The weights of the last layer are off by 1e-3."""
     proto = torchscript(model, example)
     for tensor in proto.graph.initializer:
         array = numpy_helper.to_array(tensor).copy()
         if array.ndim == 2 and array.shape[0] == 10:
-            array[-1, -1] *= -1
+            array *= 1.001
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     return proto
 
@@ -163,7 +163,7 @@ def test_batch_norm_folds_into_a_convolution(kind, groups):
                 tensor.copy_(torch.from_numpy(rng.uniform(low, 2.0, tuple(tensor.shape))))
     proto = torchscript_with_batch_norm(model, (torch.zeros(1, 4, 7, 8),))
     plain, folded = (onnx_caffe.reference(proto, fold_batch_norm=fold) for fold in (False, True))
-    assert [layer.type for layer in plain.net.layer][1] in ("BatchNorm", "Scale")
+    assert {"BatchNorm", "Scale"} & {layer.type for layer in plain.net.layer}
     assert [layer.type for layer in folded.net.layer][1:] == ["ReLU"]
     x = rng.standard_normal((3, 4, 7, 8))
     wanted = TorchRuntime(model, "float64").value((x,))

@@ -43,7 +43,7 @@ class Writer:
         """What the next layers are named after: the output of the ONNX node being lowered."""
         self._names: set[str] = set()
         self._fragile: dict[str, Blob] = {}
-        """OpenCV: results that it would merge wrongly with a linear layer behind, as long as that is the only reader."""
+        """OpenCV: results that it would merge wrongly with a linear layer behind, if that is the only reader."""
 
     def input(self, name: str, shape: Shape) -> Blob:
         """Declare an input of the net."""
