@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     files = convert.add_mutually_exclusive_group(required=True)
     files.add_argument("--emit", metavar="FILE.py", type=Path,
                        help="Keras to torch: the source; the state dict is written beside it, as FILE.pt")  # fmt: skip
-    files.add_argument("--output", metavar="STEM", help="files are named STEM.prototxt, STEM.caffemodel, STEM.onnx, …")
+    files.add_argument("--output", metavar="STEM", help="files are named STEM.prototxt, STEM.caffemodel, …")
     convert.add_argument("--input-shape", metavar="1,12", action="append", type=_shape, default=[],
                          help="shape of an input, batch axis first; an .onnx file may need none")  # fmt: skip
     convert.add_argument("--converter", default="reference", help="default: %(default)s")

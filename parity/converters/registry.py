@@ -51,6 +51,11 @@ class Converter:
         module = f"{self.function.__module__}."
         return any(module.startswith(f"{known}.") for known in ("parity.converters", *_entry_modules()))
 
+    @property
+    def on_request(self) -> bool:
+        """One of the adapters shipped for other projects' converters: it runs where `--parity-converter` says so."""
+        return self.function.__module__.startswith("parity.converters.thirdparty.")
+
     def missing(self) -> list[str]:
         """The packages that it needs and that are not installed."""
         return [package for package in self.requires if find_spec(package) is None]
@@ -80,6 +85,10 @@ class Chain:
     @property
     def installed(self) -> bool:
         return all(converter.installed for converter in self.converters)
+
+    @property
+    def on_request(self) -> bool:
+        return any(converter.on_request for converter in self.converters)
 
 
 _CONVERTERS: dict[tuple[str, str, str], Converter] = {}

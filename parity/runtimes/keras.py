@@ -98,7 +98,7 @@ class KerasRuntime:
 
     def prefixes(self, inputs: Arrays) -> Iterator[tuple[str, keras.Model]]:
         """The model up to each of its operations, shortest first; a nested model counts as one."""
-        graph = self.model if _functional(self.model) else getattr(self.model, "_functional", None)
+        graph: Any = self.model if _functional(self.model) else getattr(self.model, "_functional", None)
         nodes = graph._nodes_by_depth if graph is not None else {}
         for depth in sorted(nodes, reverse=True):
             for node in nodes[depth]:

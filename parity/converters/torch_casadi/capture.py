@@ -109,12 +109,12 @@ def _first_line(error: Exception) -> str:
 @contextmanager
 def no_random_numbers(model_name: str) -> Iterator[None]:
     """Raise Unsupported if random numbers are drawn: they would be constants of the function."""
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    before: tuple[Any, ...] = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=True)
     try:
         yield
-        after = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        after: tuple[Any, ...] = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=True)
         drawn = not torch.equal(before[0], after[0]) or before[1] != after[1]
-        if drawn or before[2][2] != after[2][2] or not np.array_equal(before[2][1], after[2][1]):
+        if drawn or any(not np.array_equal(old, new) for old, new in zip(before[2], after[2], strict=True)):
             raise Unsupported(f"{model_name}.forward draws random numbers: a function has none")
     finally:
         torch.set_rng_state(before[0])

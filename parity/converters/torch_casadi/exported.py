@@ -1,6 +1,6 @@
 """Lowers what `torch.export` captured: operations of torch's own library, `aten`.
 
-Most are named, and called, as the torch functions that users call, and so have a lowering already. What differs is here.
+Most are named, and called, as the torch functions that users call, and so have a lowering already; here is the rest.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ def run_exported(
     for output in signature.output_specs:
         if output.kind != OutputKind.USER_OUTPUT:
             raise Unsupported(f"{type(model).__name__}.forward writes to {output.target}: a function keeps no state")
+    for node in list(program.graph.nodes):
+        if "_assert" in str(node.target):
+            program.graph.erase_node(node)  # torch.export notes what it took for granted: shapes and types
     return _ExportedLowering(program.graph_module, program.graph).run(*values, enable_io_processing=False), parameters
 
 
@@ -148,10 +151,19 @@ def _written(x: Tensor, places: np.ndarray, values: Operand) -> Tensor:
 
 @lowers("aten.copy", to="casadi")
 def copy(input: Operand, src: Operand) -> Tensor:
-    return Tensor.of(src).expand(*np.shape(input) if isinstance(input, np.ndarray) else input.shape)
+    return Tensor.of(src).expand(*Tensor.of(input).shape)
 
 
 lowers("aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", to="casadi")(lambda input: input)
+lowers("aten._unsafe_view", to="casadi")(lambda input, size: input.reshape(*size))
+lowers("aten.sym_size", to="casadi")(lambda input, dim: input.shape[dim])
+for _name, _function in (
+    ("aten.log_sigmoid", torch.nn.functional.logsigmoid),
+    ("aten.linalg_vector_norm", torch.linalg.vector_norm),
+):
+    _known = find_lowering(_function, "casadi")
+    assert _known is not None
+    lowers(_name, to="casadi")(_known)
 lowers("aten.fill", to="casadi")(lambda input, value: copy(input, value))
 
 
@@ -166,6 +178,13 @@ def batch_norm(
     eps: float,
 ) -> Tensor:  # fmt: skip
     return normalization.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+@lowers("aten._native_batch_norm_legit_no_training", to="casadi")
+def batch_norm_of_running_statistics(
+    input: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, eps: float
+) -> tuple[Tensor, None, None]:
+    return normalization.batch_norm(input, running_mean, running_var, weight, bias, eps=eps), None, None
 
 
 @lowers("aten.instance_norm", to="casadi")
