@@ -1,4 +1,4 @@
-"""Known errors of runtimes and exporters that no converter of ours can mend: listed with a reason, shown, strict."""
+"""Known errors of runtimes and exporters that no converter of ours can mend: listed with a reason, and strict."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ EXPONENTIAL = Deviation(
     largest=12,
 )
 LOG_SIGMOID = Deviation(
-    reason="the TorchScript exporter writes log(sigmoid(x)), −∞ where exp(x) underflows; for Caffe it is mended",
+    reason="the TorchScript exporter writes log(sigmoid(x)): −∞ where exp(x) underflows; for Caffe it is mended",
     layers=("LogSigmoid",),
     stages=(EXPORT,),
     converters=("torchscript",),
@@ -51,7 +51,7 @@ LOG_SIGMOID = Deviation(
     certain=_alone("LogSigmoid"),
 )
 SIGMOID = Deviation(
-    reason="onnxruntime and OpenCV approximate the sigmoid, and OpenCV Mish, up to tens of ulp off at −2 and below",
+    reason="onnxruntime and OpenCV approximate the sigmoid, and OpenCV Mish: by some tens of ulp at −2 and below",
     layers=("Sigmoid", "SiLU", "Mish"),
     stages=(EXPORT, CAFFE),
     largest=12,
