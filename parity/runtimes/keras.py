@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -130,7 +131,7 @@ class KerasRuntime:
         return lambda: compiled(*tensors)
 
     def caller_description(self, check: str) -> str:
-        threads = tf.config.threading.get_intra_op_parallelism_threads()
+        threads = tf.config.threading.get_intra_op_parallelism_threads() or os.environ.get("TF_NUM_INTRAOP_THREADS")
         return f"keras tf.function of {check}, {self.dtype}, {threads or 'all'} thread(s)"
 
     def _operators(self) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LARGEST_BATCH = 1024
 
 
-@converter("keras", "torch", name="keras-torch-backend", dtypes=("float32",))
+@converter("keras", "torch", name="keras-torch-backend", dtypes=("float32",), on_request=True)
 def keras_torch_backend(model: Any, example: tuple[Any, ...]) -> torch.nn.Module:
     """The model loaded by Keras on torch and exported with a free batch size, as a module of torch operators.
 
