@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 import torch
 from keras import layers
-from keras_oracle import NO_FLOAT64, error, errors, graph_spec, layer_oracle, layer_spec, oracle_of, outputs_of
+from keras_oracle import error, errors, graph_spec, layer_oracle, layer_spec, oracle_of, outputs_of
 
 from parity.cases.keras_backend import keras
 from parity.cases.keras_layers import ACTIVATIONS, KERAS
@@ -34,8 +34,6 @@ NAMES = [layer.name for layer in KERAS]
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_layer(name, dtype):
     """Value and gradient of every layer of the vocabulary."""
-    if dtype == "float64" and name in NO_FLOAT64:
-        return  # TensorFlow cannot; float32 is tested
     for number in range(LAYER_CASES):
         oracle = layer_oracle(name, number, dtype)
         value, gradient = errors(oracle)

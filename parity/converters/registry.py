@@ -42,6 +42,8 @@ class Converter:
     """Packages it needs besides the two representations' own."""
     repeatable: bool = True
     """Converts whatever model it is given; False for an artifact that the user converted beforehand."""
+    on_request: bool = False
+    """Runs in the suites only where the user names it."""
     install: str = ""
     """What installs `requires`, where a plain `pip install` of these does not."""
 
@@ -50,11 +52,6 @@ class Converter:
         """Found again by a fresh process (shipped or by entry point), unlike one that a test or a script registers."""
         module = f"{self.function.__module__}."
         return any(module.startswith(f"{known}.") for known in ("parity.converters", *_entry_modules()))
-
-    @property
-    def on_request(self) -> bool:
-        """One of the adapters shipped for other projects' converters: it runs where `--parity-converter` says so."""
-        return self.function.__module__.startswith("parity.converters.thirdparty.")
 
     def missing(self) -> list[str]:
         """The packages that it needs and that are not installed."""
@@ -104,18 +101,28 @@ def converter(
     name: str | None = None,
     dtypes: Sequence[str] = ("float64",),
     requires: Sequence[str] = (),
+    on_request: bool = False,
     install: str = "",
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a converter from `source` to `target`; its name is the function's own.
 
     `requires` are the packages it needs besides the representations' own, and `install` the command that installs
-    them, where a plain `pip install` does not. Raises ParityError if another function already has that name on that
-    edge.
+    them, where a plain `pip install` does not. With `on_request`, the suites run it only where the user names it.
+    Raises ParityError if another function already has that name on that edge.
     """
 
     def register(function: Function) -> Function:
         label = name or function.__name__
-        new = Converter(source, target, label, function, tuple(dtypes), tuple(requires), install=install)
+        new = Converter(
+            source,
+            target,
+            label,
+            function,
+            tuple(dtypes),
+            tuple(requires),
+            on_request=on_request or function.__module__.startswith("parity.converters.thirdparty."),
+            install=install,
+        )
         old = _CONVERTERS.setdefault((source, target, new.name), new)
         if old is not new and old.function.__qualname__ != function.__qualname__:
             raise ParityError(f"two converters {source}→{target} are named {new.name!r}: rename one with name=")

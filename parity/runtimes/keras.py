@@ -162,7 +162,8 @@ class KerasRuntime:
 
 def dtype_of(model: keras.Model) -> str:
     """The precision of the model's variables; of its layers if it has none."""
-    dtypes = [str(variable.dtype) for variable in model.variables] + [layer.compute_dtype for layer in _layers(model)]
+    layers = [layer for layer in _layers(model) if not isinstance(layer, keras.layers.InputLayer)]
+    dtypes = [str(variable.dtype) for variable in model.variables] + [layer.compute_dtype for layer in layers]
     return next((dtype for dtype in dtypes if dtype.startswith("float")), "float32")
 
 
