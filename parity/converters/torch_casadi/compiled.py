@@ -182,7 +182,7 @@ def c_source(functions: Sequence[casadi.Function]) -> str:
     text = re.sub(r"^void casadi_(?=\w+\()", "static CASADI_APART void casadi_", generator.dump(), flags=re.MULTILINE)
     for name, faster in (("mtimes_dense", PRODUCT), ("mtimes_dense_sparse", SPARSE_PRODUCT)):
         plain = re.compile(rf"^static CASADI_APART void casadi_{name}\(.*?^}}\n", re.MULTILINE | re.DOTALL)
-        text = plain.sub(lambda _, faster=faster: faster, text, count=1)
+        text = plain.sub(faster.replace("\\", "\\\\"), text, count=1)
     # After the definition of casadi_real, and before anything that needs them.
     return APART + text.replace(
         "/* Add prefix to internal symbols */", VECTORS + "/* Add prefix to internal symbols */", 1
