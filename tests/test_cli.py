@@ -191,8 +191,8 @@ def test_files_of_torch_without_a_module(check, tmp_path):
         ("--input-shape", "1,twelve"): "argument --input-shape: '1,twelve' is no shape: give positive sizes *",
         ("--input-shape", "0,12"): "argument --input-shape: '0,12' is no shape: give positive sizes *",
         ("--input-shape", "1,12", "--path", "torch-lua"): "unknown path 'torch-lua': one of torch-casadi*",
-        ("--input-shape", "1,12", "--converter", "l4"): "no converter 'l4' starts from torch: reference",
-        ("--input-shape", "1,12", "--check", "all"): "unknown check 'all': one of value, jacobian, hessian",
+        ("--input-shape", "1,12", "--converter", "l4"): "no converter 'l4' starts from torch: reference*",
+        ("--input-shape", "1,12", "--check", "all"): "unknown check 'all': one of value, jacobian, hessian*",
     }.items(),
 )  # fmt: skip
 def test_bad_arguments(command, arguments, message):
@@ -243,7 +243,7 @@ def test_list(command, monkeypatch):
     code, said, _ = command("list")
     assert code == 0
     assert any(line.startswith("torch-casadi: reference") for line in said)
-    assert any("cases of the families recipe, network, pendulum, dag, Linear," in line for line in said)
+    assert any("cases of the families recipe, network, pendulum, " in line for line in said)
     monkeypatch.setitem(sys.modules, "casadi", None)
     code, said, _ = command("list")
     assert code == 0
@@ -256,9 +256,8 @@ def test_repro(command):
     assert len(said) > 9  # the model is printed too
     assert sum(line.startswith("dag-0-3 [reference] ") for line in said) == 9
     assert command("repro", "nothing")[0] == command("repro", "recipe-0-9")[0] == 2
-    assert command("repro", "dag-0-3", "--converter", "l4")[2] == [
-        "parity: no converter 'l4' on path torch-casadi: reference"
-    ]
+    (complaint,) = command("repro", "dag-0-3", "--converter", "l4")[2]
+    assert complaint.startswith("parity: no converter 'l4' on path torch-casadi: reference")
 
 
 @pytest.fixture

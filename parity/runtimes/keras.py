@@ -69,9 +69,14 @@ class KerasRuntime:
 
     def structure(self) -> dict[str, int]:
         kept = [v for v in self.model.non_trainable_variables if str(v.dtype).startswith("float")]
+        constants = sum(  # Keras holds a mean and a variance that it was given outside of its weights
+            np.size(layer.input_mean) + np.size(layer.input_variance)
+            for layer in self.model._flatten_layers()
+            if isinstance(layer, keras.layers.Normalization) and layer.input_mean is not None
+        )
         return {
             "trainable": sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables),
-            "other": sum(int(np.prod(variable.shape)) for variable in kept),
+            "other": sum(int(np.prod(variable.shape)) for variable in kept) + int(constants),
         }
 
     def trained_value(self, inputs: Arrays, cotangent: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ def reference(model: onnx.ModelProto, example: tuple[Any, ...] = ()) -> torch.fx
 
     Weights are parameters, in the model's own precision. Any batch can flow through, where the model's own reshapes
     copy or infer the first axis. Raises Unsupported, in one line, for an operator that is not known: those are known
-    that `caffe→onnx` writes, and more are added with `@parity.lowers("<Operator>", to="torch")`: a function of tensors
-    (integer constants as tuples) and the node's attributes as keywords.
+    that `caffe→onnx` writes, and more are added with `@parity.lowers("onnx.<Operator>", to="torch")`: a function of
+    tensors (integer constants as tuples) and the node's attributes as keywords.
     """
     from parity.converters.onnx_torch.building import convert
 

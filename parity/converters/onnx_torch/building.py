@@ -45,7 +45,7 @@ def _constant(root: torch.nn.Module, graph: torch.fx.Graph, name: str, array: np
 
 
 def _call(graph: torch.fx.Graph, node: onnx.NodeProto, inputs: list[Any]) -> list[Any]:
-    function = find_lowering(node.op_type, "torch")
+    function = find_lowering(f"onnx.{node.op_type}", "torch")
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     plain = {name: list(value) if isinstance(value, list | tuple) else value for name, value in attributes.items()}
     if function is None or node.domain not in ("", "ai.onnx"):

@@ -24,48 +24,48 @@ PLAIN: dict[str, Any] = {
     **{"MatMul": torch.matmul, "Max": torch.maximum, "Clip": torch.clamp},
 }
 for _name, _function in PLAIN.items():
-    lowers(_name, to="torch")(_function)
+    lowers(f"onnx.{_name}", to="torch")(_function)
 
 
-@lowers("Identity", to="torch")
+@lowers("onnx.Identity", to="torch")
 def identity(x: Tensor) -> Tensor:
     return x
 
 
-@lowers("Softplus", to="torch")
+@lowers("onnx.Softplus", to="torch")
 def softplus(x: Tensor) -> Tensor:
     """torch's own is linear above a threshold."""
     return torch.logaddexp(x, torch.zeros_like(x))
 
 
-@lowers("LeakyRelu", to="torch")
+@lowers("onnx.LeakyRelu", to="torch")
 def leaky_relu(x: Tensor, alpha: float = 0.01) -> Tensor:
     return F.leaky_relu(x, alpha)
 
 
-@lowers("Elu", to="torch")
+@lowers("onnx.Elu", to="torch")
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     return F.elu(x, alpha)
 
 
-@lowers("PRelu", to="torch")
+@lowers("onnx.PRelu", to="torch")
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
     return torch.where(x < 0, slope * x, x)
 
 
-@lowers("Cast", to="torch")
+@lowers("onnx.Cast", to="torch")
 def cast(x: Tensor, to: int) -> Tensor:
     if to != 1:
         raise Unsupported(f"operator Cast(to={to}): only to float32")
     return x.to(torch.float32)
 
 
-@lowers("Sum", to="torch")
+@lowers("onnx.Sum", to="torch")
 def total(*terms: Tensor) -> Tensor:
     return reduce(torch.add, terms)
 
 
-@lowers("Softmax", to="torch")
+@lowers("onnx.Softmax", to="torch")
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     return torch.softmax(x, axis)
 
@@ -86,7 +86,7 @@ def _even(operator: str, pads: Ints) -> list[int]:
     return list(pads[:half])
 
 
-@lowers("Conv", to="torch")
+@lowers("onnx.Conv", to="torch")
 def conv(
     x: Tensor,
     weight: Tensor,
@@ -103,7 +103,7 @@ def conv(
     return result
 
 
-@lowers("ConvTranspose", to="torch")
+@lowers("onnx.ConvTranspose", to="torch")
 def conv_transpose(
     x: Tensor,
     weight: Tensor,
@@ -120,32 +120,32 @@ def conv_transpose(
     return result
 
 
-@lowers("MaxPool", to="torch")
+@lowers("onnx.MaxPool", to="torch")
 def max_pool(x: Tensor, *, kernel_shape: Ints, strides: Ints) -> Tensor:
     return F.max_pool2d(x, list(kernel_shape), list(strides))
 
 
-@lowers("AveragePool", to="torch")
+@lowers("onnx.AveragePool", to="torch")
 def average_pool(x: Tensor, *, kernel_shape: Ints, strides: Ints) -> Tensor:
     return F.avg_pool2d(x, list(kernel_shape), list(strides))
 
 
-@lowers("GlobalAveragePool", to="torch")
+@lowers("onnx.GlobalAveragePool", to="torch")
 def global_average_pool(x: Tensor) -> Tensor:
     return x.mean(tuple(range(2, x.dim())), keepdim=True)
 
 
-@lowers("GlobalMaxPool", to="torch")
+@lowers("onnx.GlobalMaxPool", to="torch")
 def global_max_pool(x: Tensor) -> Tensor:
     return x.amax(tuple(range(2, x.dim())), keepdim=True)
 
 
-@lowers("BatchNormalization", to="torch")
+@lowers("onnx.BatchNormalization", to="torch")
 def batch_norm(x: Tensor, gain: Tensor, shift: Tensor, mean: Tensor, variance: Tensor, epsilon: float = 1e-5) -> Tensor:
     return F.batch_norm(x, mean, variance, gain, shift, eps=epsilon)
 
 
-@lowers("LRN", to="torch")
+@lowers("onnx.LRN", to="torch")
 def local_response_norm(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Tensor:
     return F.local_response_norm(x, size, alpha, beta, bias)
 
@@ -161,46 +161,48 @@ def _reduction(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> C
     return reduced
 
 
-reduce_mean = lowers("ReduceMean", to="torch")(_reduction(lambda x, axes, keep: x.mean(axes, keep)))
-reduce_sum = lowers("ReduceSum", to="torch")(_reduction(lambda x, axes, keep: x.sum(axes, keep)))
-reduce_l1 = lowers("ReduceL1", to="torch")(_reduction(lambda x, axes, keep: x.abs().sum(axes, keep)))
-reduce_sum_square = lowers("ReduceSumSquare", to="torch")(_reduction(lambda x, axes, keep: x.square().sum(axes, keep)))
+reduce_mean = lowers("onnx.ReduceMean", to="torch")(_reduction(lambda x, axes, keep: x.mean(axes, keep)))
+reduce_sum = lowers("onnx.ReduceSum", to="torch")(_reduction(lambda x, axes, keep: x.sum(axes, keep)))
+reduce_l1 = lowers("onnx.ReduceL1", to="torch")(_reduction(lambda x, axes, keep: x.abs().sum(axes, keep)))
+reduce_sum_square = lowers("onnx.ReduceSumSquare", to="torch")(
+    _reduction(lambda x, axes, keep: x.square().sum(axes, keep))
+)
 
 
-@lowers("Reshape", to="torch")
+@lowers("onnx.Reshape", to="torch")
 def reshape(x: Tensor, shape: Ints) -> Tensor:
     """0 copies the input's size."""
     return x.reshape([x.shape[place] if size == 0 else size for place, size in enumerate(shape)])
 
 
-@lowers("Transpose", to="torch")
+@lowers("onnx.Transpose", to="torch")
 def transpose(x: Tensor, *, perm: Ints) -> Tensor:
     return x.permute(list(perm))
 
 
-@lowers("Concat", to="torch")
+@lowers("onnx.Concat", to="torch")
 def concat(*parts: Tensor, axis: int) -> Tensor:
     return torch.cat(parts, axis)
 
 
-@lowers("Split", to="torch")
+@lowers("onnx.Split", to="torch")
 def split(x: Tensor, sizes: Ints, axis: int = 0) -> tuple[Tensor, ...]:
     return x.split(list(sizes), axis)
 
 
-@lowers("Slice", to="torch")
+@lowers("onnx.Slice", to="torch")
 def slice_(x: Tensor, starts: Ints, ends: Ints, axes: Ints) -> Tensor:
     for start, end, axis in zip(starts, ends, axes, strict=True):
         x = x.narrow(axis, start, end - start)
     return x
 
 
-@lowers("Tile", to="torch")
+@lowers("onnx.Tile", to="torch")
 def tile(x: Tensor, repeats: Ints) -> Tensor:
     return x.repeat(tuple(repeats))
 
 
-@lowers("Pad", to="torch")
+@lowers("onnx.Pad", to="torch")
 def pad(x: Tensor, widths: Ints, value: float) -> Tensor:
     """ONNX lists all begins and then all ends, torch pairs of them, last axis first."""
     half = len(widths) // 2
