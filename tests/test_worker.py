@@ -200,7 +200,8 @@ def test_a_run_with_a_crashing_converter(pytester, site, monkeypatch):
         script="""
         import pytest
         print("the script runs")
-        pytest.main(["--parity", "--parity-path=torch-casadi", "--parity-report=report", "-p", "no:randomly", "-k", "SELU-0-0",
+        pytest.main(["--parity", "--parity-path=torch-casadi",
+                     "--parity-report=report", "-p", "no:randomly", "-k", "SELU-0-0",
                      "--parity-converter=crashing_at_tiny,reference,refusing"])
         """
     )
