@@ -132,7 +132,9 @@ def test_the_list_explains_nothing_else():
     fail = Record(verdict=FAIL, converter="torchscript+reference", blame_stage="onnx→caffe", blame_layer="elu_3",
                   regime="tiny", error_ratio=1e5)  # fmt: skip
     assert explanation(listed.IN_CAFFE, fail) == listed.ELU.reason
-    for other in ({"regime": "large"}, {"blame_layer": "conv2d_1"}, {"blame_stage": ""}, {"verdict": PASS}):
+    assert explanation(listed.IN_CAFFE, replace(fail, blame_layer="", layers="Conv2d>ELU")) == listed.ELU.reason
+    for other in ({"regime": "large"}, {"blame_layer": "conv2d_1"}, {"blame_stage": ""}, {"verdict": PASS},
+                  {"blame_layer": "", "layers": "Conv2d>ReLU"}):  # fmt: skip
         assert explanation(listed.IN_CAFFE, replace(fail, **other)) == ""
     sigmoid = replace(fail, blame_layer="sigmoid_9", regime="normal", error_ratio=5.0)
     assert explanation(listed.IN_CAFFE, sigmoid) == listed.SIGMOID.reason

@@ -15,8 +15,8 @@ import torch
 from torch.export.graph_signature import InputKind, OutputKind
 
 from parity.converters.registry import find_lowering, lowers
-from parity.converters.torch_casadi import normalization, pooling, recurrent, shape
-from parity.converters.torch_casadi.arithmetic import Extreme, Indices
+from parity.converters.torch_casadi import convolution, normalization, pooling, recurrent, shape
+from parity.converters.torch_casadi.arithmetic import Extreme, Indices, vector_norm
 from parity.converters.torch_casadi.capture import Arguments, export
 from parity.converters.torch_casadi.lowering import Lowering, has_tensor
 from parity.converters.torch_casadi.parameters import open_parameters, symbol_of
@@ -29,6 +29,7 @@ IGNORED = frozenset((
     "cudnn_enabled", "sparse_grad", "path", "half_to_float", "generator"
 ))  # fmt: skip
 """Arguments that do not change the numbers."""
+USUAL_NAMES = {"log_sigmoid": "logsigmoid"}
 
 
 def run_exported(
@@ -71,6 +72,7 @@ def _find(name: str) -> Callable[..., Any] | None:
     name = name.removesuffix("_") if not name.startswith("__") else name
     if own := find_lowering(f"aten.{name}", "casadi"):
         return own
+    name = USUAL_NAMES.get(name, name)
     functions = (getattr(place, name, None) for place in PLACES)
     found = (find_lowering(function, "casadi") for function in functions if function is not None)
     return next((lowering for lowering in found if lowering), None) or find_lowering(name, "casadi")
@@ -155,15 +157,11 @@ def copy(input: Operand, src: Operand) -> Tensor:
 
 
 lowers("aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", to="casadi")(lambda input: input)
+lowers("aten.unfold", to="casadi")(shape.windows_along)
+lowers("aten.im2col", to="casadi")(convolution.unfold)
 lowers("aten._unsafe_view", to="casadi")(lambda input, size: input.reshape(*size))
 lowers("aten.sym_size", to="casadi")(lambda input, dim: input.shape[dim])
-for _name, _function in (
-    ("aten.log_sigmoid", torch.nn.functional.logsigmoid),
-    ("aten.linalg_vector_norm", torch.linalg.vector_norm),
-):
-    _known = find_lowering(_function, "casadi")
-    assert _known is not None
-    lowers(_name, to="casadi")(_known)
+lowers("aten.linalg_vector_norm", to="casadi")(vector_norm)
 lowers("aten.fill", to="casadi")(lambda input, value: copy(input, value))
 
 
@@ -245,7 +243,8 @@ def _recurrent(kind: Callable[..., Any], gates: int, **fixed: Any) -> Callable[.
     ) -> tuple[Tensor, ...]:  # fmt: skip
         if train and dropout > 0:
             raise Unsupported("it drops elements at random: call model.eval() before converting")
-        layer = kind(1, 1, num_layers, has_biases, batch_first, bidirectional=bidirectional, device="meta", **fixed)
+        options = {"bias": has_biases, "batch_first": batch_first, "bidirectional": bidirectional, **fixed}
+        layer = kind(1, 1, num_layers=num_layers, device="meta", **options)
         layer.hidden_size = params[0].shape[0] // gates
         projected = params[1].shape[1] != layer.hidden_size
         layer.proj_size = params[1].shape[1] if projected else 0

@@ -174,8 +174,8 @@ def _cut(node: casadi.MX, x: casadi.DM) -> list[casadi.DM]:
 
 MOVEMENTS: dict[int, Callable[..., list[Any]]] = {
     casadi.OP_TRANSPOSE: lambda node, x: [x.T],
-    casadi.OP_PROJECT: lambda node, x: [casadi.project(x, node.sparsity())],
-    casadi.OP_HORZREPMAT: lambda node, x: [casadi.repmat(x, 1, node.shape[1] // x.shape[1])],
+    casadi.OP_PROJECT: lambda node, x: [casadi.DM(casadi.project(x, node.sparsity()))],
+    casadi.OP_HORZREPMAT: lambda node, x: [casadi.DM(casadi.repmat(x, 1, node.shape[1] // x.shape[1]))],
     casadi.OP_HORZCAT: lambda node, *parts: [casadi.horzcat(*parts)],
     casadi.OP_VERTCAT: lambda node, *parts: [casadi.vertcat(*parts)],
     casadi.OP_DIAGCAT: lambda node, *parts: [casadi.diagcat(*parts)],
