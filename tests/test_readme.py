@@ -23,6 +23,12 @@ import torch
 def build():
     return torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
 """
+KERAS = """
+from parity.cases.keras_backend import keras
+layers = keras.layers
+parts = [layers.Input((8, 8, 3)), layers.Conv2D(4, 3, activation="relu"), layers.Flatten(), layers.Dense(2)]
+keras.Sequential(parts).save("MODEL.keras")
+"""
 CONVERTER = """
 import parity
 
@@ -46,6 +52,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "conftest.py").write_text(CONVERTER)
     code = "import torch, dynamics; torch.save(dynamics.build(), 'MODEL.pt')"
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-c", KERAS], cwd=folder, check=True, capture_output=True)
     for name in ("before", "after"):
         done = run(f"pytest --parity -q -k 'recipe-0-1' --parity-report reports/{name}", folder)
         assert done.returncode == 0, done.stdout

@@ -109,7 +109,7 @@ def einsum_dense(rng: Random, shape: Shape) -> Arguments:
     return {"equation": equation, "output_shape": output, "bias_axes": bias, "activation": rng.choice(FUSED)}
 
 
-def _window(rng: Random, spatial: Shape, paddings: tuple[str, ...], dilate: bool = True) -> Arguments | None:
+def _window(rng: Random, spatial: Shape, paddings: tuple[str, ...], dilate: bool = True) -> Arguments:
     """Kernel sizes that differ by axis; strides or dilation, as TensorFlow refuses both at once.
 
     3 is drawn more often: an odd kernel and a stride is where padding on both sides gives the right shape.
@@ -117,14 +117,12 @@ def _window(rng: Random, spatial: Shape, paddings: tuple[str, ...], dilate: bool
     padding = rng.choice(paddings)
     stride, dilation = rng.choice(((1, 1), (2, 1), (1, 2), (3, 1)) if dilate else ((1, 1), (2, 1), (3, 1)))
     kernel = [rng.choice((3, 1, 2, 3, 4)) for _ in spatial]
-    if padding == "valid" and any(
-        dilation * (length - 1) >= size for length, size in zip(kernel, spatial, strict=True)
-    ):
-        return None
+    if padding == "valid":
+        kernel = [min(length, (size - 1) // dilation + 1) for length, size in zip(kernel, spatial, strict=True)]
     return {"kernel_size": kernel, "strides": stride, "dilation_rate": dilation, "padding": padding}
 
 
-def _convolution(rng: Random, shape: Shape) -> Arguments | None:
+def _convolution(rng: Random, shape: Shape) -> Arguments:
     paddings = ("same", "valid", "causal", "same") if len(shape) == 2 else ("same", "valid")
     window = _window(rng, shape[:-1], paddings)
     groups = rng.choice([count for count in (1, 2, shape[-1]) if shape[-1] % count == 0])
@@ -135,7 +133,7 @@ def _convolution(rng: Random, shape: Shape) -> Arguments | None:
         "activation": rng.choice(FUSED),
         "use_bias": rng.choice((True, False)),
     }
-    return window and {**window, **options}
+    return {**window, **options}
 
 
 layer("Conv1D", "contraction", 2)(_convolution)
@@ -143,23 +141,22 @@ layer("Conv2D", "contraction", 3)(_convolution)
 layer("Conv3D", "contraction", 4)(_convolution)
 
 
-def _depthwise(rng: Random, shape: Shape) -> Arguments | None:
+def _depthwise(rng: Random, shape: Shape) -> Arguments:
     window = _window(rng, shape[:-1], ("same", "valid"))
     options = {
         "depth_multiplier": rng.choice((2, 1)),
         "activation": rng.choice(FUSED),
         "use_bias": rng.choice((True, False)),
     }
-    return window and {**window, **options}
+    return {**window, **options}
 
 
 layer("DepthwiseConv1D", "contraction", 2)(_depthwise)
 layer("DepthwiseConv2D", "contraction", 3)(_depthwise)
 
 
-def _separable(rng: Random, shape: Shape) -> Arguments | None:
-    options = _depthwise(rng, shape)
-    return options and {**options, "filters": rng.choice((1, 2, 3))}
+def _separable(rng: Random, shape: Shape) -> Arguments:
+    return {**_depthwise(rng, shape), "filters": rng.choice((1, 2, 3))}
 
 
 layer("SeparableConv1D", "contraction", 2)(_separable)
@@ -252,9 +249,9 @@ def masked_recurrent(rng: Random, shape: Shape) -> Arguments:
 
 
 @layer("TimeDistributed", "contraction", 2, 3)
-def time_distributed(rng: Random, shape: Shape) -> Arguments | None:
-    inner: Arguments | None = dense(rng, shape[1:]) if len(shape) == 2 else _convolution(rng, shape[1:])
-    return inner and {"layer": ["Dense" if len(shape) == 2 else "Conv1D", inner]}
+def time_distributed(rng: Random, shape: Shape) -> Arguments:
+    inner = dense(rng, shape[1:]) if len(shape) == 2 else _convolution(rng, shape[1:])
+    return {"layer": ["Dense" if len(shape) == 2 else "Conv1D", inner]}
 
 
 # --- pooling ----------------------------------------------------------------------------------------------------------
@@ -435,7 +432,7 @@ def _cropping(rng: Random, shape: Shape) -> Arguments | None:
 
 
 def _up_sampling(rng: Random, shape: Shape) -> Arguments:
-    factors = [rng.choice((2, 1, 3)) for _ in shape[:-1]]
+    factors = [rng.choice((2, 1, 3) if len(shape) < 4 else (2, 1)) for _ in shape[:-1]]
     if len(shape) == 2:
         return {"size": factors[0]}
     if len(shape) == 4:

@@ -46,6 +46,6 @@ def emit(module: torch.fx.GraphModule, path: str | Path) -> tuple[Path, Path]:
     gives an instance with the weights. Returns the two paths. Raises Unsupported for a submodule of a class that is
     neither torch's nor of this package.
     """
-    from parity.converters.keras_torch.emit import write
+    from parity.converters.keras_torch.source_code import write
 
     return write(module, path)
