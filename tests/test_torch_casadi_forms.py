@@ -50,6 +50,12 @@ def test_forms(form):
     function = check(filled(Mixed()), draw((1, 3, 5)), 1e-11, form=form)
     assert (function.name(), function.name_in(), function.name_out()) == ("f", ["x"], ["y"])
     assert function.is_a("SXFunction" if form == "sx" else "MXFunction")
+    x, seed = casadi.MX.sym("x", 15), np.linspace(-1, 1, 15)
+    one_way = casadi.Function("F", [x], [casadi.jtimes(function(x), x, casadi.DM(seed))])
+    other_way = casadi.Function("R", [x], [casadi.jtimes(function(x), x, casadi.DM([1, -2, 3]), True)])
+    jacobian = CasadiRuntime(function).jacobian(draw((1, 3, 5)))
+    assert deviation(np.asarray(one_way(draw((1, 3, 5))[0].ravel())).ravel(), jacobian @ seed) <= TOLERANCE
+    assert deviation(np.asarray(other_way(draw((1, 3, 5))[0].ravel())).ravel(), jacobian.T @ [1, -2, 3]) <= TOLERANCE
     inputs = draw((4, 3, 5))
     columns = np.asarray(function(inputs[0].reshape(4, -1).T))
     assert deviation(columns.T, outputs_of(filled(Mixed()), inputs).reshape(4, -1)) <= 1e-11

@@ -46,7 +46,7 @@ def reference(
       * `sx`, a graph of numbers, for small networks: CasADi may simplify and differentiate it element by element.
       * `c`, generated C, built by gcc (or what the environment variable CC names) for this very machine, and loaded,
         with derivatives, as an external function. Source and library (`<name>.c`, `<name>.so`) are left in `folder`,
-        and nowhere if there is none.
+        and nowhere if there is none; a function to be stored and loaded again needs its library.
 
     `weights="parameter"` makes the weights the last input, `p`: all parameters (not buffers) in the order of
     `model.named_parameters()`, flattened. `parameter_vector(model)` gives its value. Derivatives by it exist.

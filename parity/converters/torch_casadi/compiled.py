@@ -28,7 +28,8 @@ APART = """/* Copied into every place that calls them, the helpers below would t
 """
 VECTORS = """
 /* Four elements at once: GCC and Clang make vector instructions of it. Not aligned, for columns begin anywhere. */
-typedef casadi_real casadi_four __attribute__((vector_size(4 * sizeof(casadi_real)), aligned(sizeof(casadi_real))));
+typedef casadi_real casadi_four
+  __attribute__((vector_size(4 * sizeof(casadi_real)), aligned(sizeof(casadi_real)), may_alias));
 #define CASADI_FOUR(p) (*(const casadi_four*)(p))
 """
 PRODUCT = """
@@ -102,6 +103,12 @@ static CASADI_APART void casadi_mtimes_dense_sparse(const casadi_real* x, casadi
         high += CASADI_FOUR(x + row[k] * m + i + 4) * y[k];
       }
       for (r = 0; r < 4; ++r) column[i + r] = low[r], column[i + 4 + r] = high[r];
+    }
+    if (i + 4 <= m) {
+      casadi_four four = CASADI_FOUR(column + i);
+      for (k = colind[j]; k < colind[j + 1]; ++k) four += CASADI_FOUR(x + row[k] * m + i) * y[k];
+      for (r = 0; r < 4; ++r) column[i + r] = four[r];
+      i += 4;
     }
     for (; i < m; ++i) {
       casadi_real t = 0;

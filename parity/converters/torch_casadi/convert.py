@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,15 +83,14 @@ def _names(option: str, given: Names, usual: Sequence[str]) -> Sequence[str]:
 
 
 def _compiled(expressions: Expressions, weights: str, folder: Path | None) -> casadi.Function:
-    try:
-        if weights == "parameter":
-            raise NotDifferentiated("by thousands of weights")
-        made = derivatives(expressions, fewest=1)
-    except NotDifferentiated:
-        made = single_derivatives(expressions)
-    gradient = made.gradient or single_derivatives(expressions).gradient
+    made = single = single_derivatives(expressions)
+    if weights == "constant":
+        with suppress(NotDifferentiated):
+            made = derivatives(expressions, fewest=1)
+    gradient = made.gradient or single.gradient
     assert gradient is not None
-    return compile_function(Sources(expressions, made.first, gradient, made.second), folder)
+    # Either way one direction forward: CasADi makes of it whatever else is asked for.
+    return compile_function(Sources(expressions, single.first | made.first, gradient, made.second), folder)
 
 
 # --- expressions ------------------------------------------------------------------------------------------------------

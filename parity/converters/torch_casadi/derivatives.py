@@ -195,10 +195,8 @@ class Expressions:
 
     def function(self, cache: dict[str, casadi.Function] | None = None) -> casadi.Function:
         """`cache` holds derivative functions, by the names that CasADi gives them."""
-        options: Any = {
-            "allow_duplicate_io_names": True,
-            "cache": cache or {},
-        }  # an argument of `forward` may be named y
+        options: Any = {"cache": cache or {}}
+        options["allow_duplicate_io_names"] = True  # an argument of `forward` may be named y
         return casadi.Function(
             self.name, [*self.inputs], [*self.outputs], [*self.input_names], [*self.output_names], options
         )
@@ -206,7 +204,7 @@ class Expressions:
 
 @dataclass(frozen=True)
 class Derivatives:
-    """Functions by the names that CasADi gives them: of a function, and of its gradient (None: too large)."""
+    """Functions by the names that CasADi gives them: of a function and of its gradient (None: too large)."""
 
     first: dict[str, casadi.Function]
     gradient: Expressions | None
