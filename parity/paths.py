@@ -44,7 +44,10 @@ class Path:
             raise MissingPackage(f"path {self.name} needs {', '.join(missing)}: {self.install_command}")
 
 
-PATHS = (Path("torch-casadi", packages=("torch", "casadi"), extra="casadi"),)
+PATHS = (
+    Path("torch-casadi", packages=("torch", "casadi"), extra="casadi"),
+    Path("torch-optimization", packages=("torch", "casadi", "pyomo"), extra="optimization"),
+)
 
 
 def path(name: str) -> Path:

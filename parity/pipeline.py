@@ -14,15 +14,26 @@ from typing import Any, Protocol
 
 from parity.checks.blame import first_diverging
 from parity.checks.derivatives import check_hessian, check_jacobian, projection
+from parity.checks.optimum import check_fixed, check_optimum, search_call
+from parity.checks.trace import check_trace
 from parity.checks.value import check_value
 from parity.checks.verdict import Finding
 from parity.converters.registry import Chain
 from parity.errors import ParityError, Unsupported
-from parity.records import ERROR, FAIL, UNSUPPORTED, Record
+from parity.records import ERROR, FAIL, PASS, UNSUPPORTED, Record
 from parity.runtimes import Arrays, runtime_for
 from parity.timing import compare_speed
 
-CHECKS = {"value": check_value, "jacobian": check_jacobian, "hessian": check_hessian}
+CHECKS = {
+    "value": check_value,
+    "jacobian": check_jacobian,
+    "hessian": check_hessian,
+    "trace": check_trace,
+    "fixed": check_fixed,
+    "optimum": check_optimum,
+}
+SOURCE_CALLS = {"optimum": search_call}
+"""How the source does the work of a check, where that is no evaluation."""
 
 
 class Subject(Protocol):
@@ -60,9 +71,29 @@ PLAN = (
 """What every case goes through: derivatives only where inputs are of a size that users differentiate at."""
 
 
+EMBEDDED_PLAN = (
+    Point("value", "unit", batch=8),
+    Point("value", "corner", batch=8),
+    Point("trace", "unit", batch=8),
+    Point("trace", "corner", batch=8),
+    Point("jacobian", "unit"),
+    Point("hessian", "unit"),
+    Point("fixed", "unit"),
+    Point("fixed", "corner"),
+    Point("optimum", "unit"),
+)
+"""The same for a network inside a solver's model, which holds for inputs in [-1, 1]: without a solver, then with it."""
+PLANS = {"torch-optimization": EMBEDDED_PLAN}
+
+
+def plan_for(path: str) -> tuple[Point, ...]:
+    """What a case goes through on that path."""
+    return PLANS.get(path, PLAN)
+
+
 def timed(plan: Sequence[Point]) -> tuple[Point, ...]:
-    """The same plan with every check timed at normal inputs, batch 1."""
-    return tuple(replace(point, timed=point.regime == "normal" and point.batch == 1) for point in plan)
+    """The same plan with every check timed at usual inputs, batch 1."""
+    return tuple(replace(point, timed=point.regime in ("normal", "unit") and point.batch == 1) for point in plan)
 
 
 @dataclass(frozen=True)
@@ -127,6 +158,7 @@ class _Examination:
                 yield self._record(point, **_refusal(error))
             return
         known = {"convert_ms": conversion.milliseconds, "artifact_bytes": target.artifact_bytes}
+        known |= getattr(target, "model_size", {})
         for point in plan:
             yield self._record(point, **known, **self._check(point, conversion, target))
 
@@ -139,9 +171,9 @@ class _Examination:
             finding = self._find(point, self.reference, target, inputs)
             columns = _columns(finding)
             if finding.verdict == FAIL:
-                columns |= self._blame(point, conversion, inputs)
-            elif point.timed:
-                columns |= self._speed(point, tuple(array[:1] for array in inputs), target)
+                columns |= {"blame_layer": finding.layer} if finding.layer else self._blame(point, conversion, inputs)
+            elif point.timed and finding.verdict == PASS:
+                columns |= self._speed(point, tuple(array[:1] for array in inputs), target, finding.message)
         except Exception as error:
             return _refusal(error)
         return columns
@@ -169,21 +201,25 @@ class _Examination:
                 break
         return {"blame_stage": stage, "blame_layer": first_diverging(self.reference.prefixes(inputs), agrees)}
 
-    def _speed(self, point: Point, inputs: Arrays, target: Any) -> dict[str, Any]:
+    def _speed(self, point: Point, inputs: Arrays, target: Any, message: str) -> dict[str, Any]:
         weights = projection(self.reference.value(inputs).shape[1])
         model, check = self.source.model, point.check
 
         def build_source() -> Any:
-            return runtime_for(model, self.base.dtype).caller(check, inputs, weights)
+            runtime = runtime_for(model, self.base.dtype)
+            if check in SOURCE_CALLS:
+                return SOURCE_CALLS[check](runtime, target, inputs, weights)
+            return runtime.caller(check, inputs, weights)
 
         def build_target() -> Any:
             artifact = convert_along(self.chain, model, self.example).artifacts[-1]
             return runtime_for(artifact, self.base.dtype).caller(check, inputs, weights)
 
         speed = compare_speed(build_source, build_target)
-        ways = f"{target.caller_description(check)} against {self.source.caller_description(check)}"
+        own = "random search by the source" if check in SOURCE_CALLS else self.source.caller_description(check)
+        ways = f"{target.caller_description(check)} against {own}"
         return {
-            "message": f"{speed.verdict}: {ways}; {speed.builds} fresh builds",
+            "message": "; ".join(filter(None, (message, f"{speed.verdict}: {ways}; {speed.builds} fresh builds"))),
             "source_us": speed.source_us,
             "target_us": speed.target_us,
             "speed_ratio": speed.ratio,

@@ -15,6 +15,8 @@ class Finding:
     verdict: str
     comparison: Comparison
     message: str = ""
+    layer: str = ""
+    """The layer that it blames, where the check itself can tell."""
 
 
 def judge(comparison: Comparison) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
@@ -81,6 +82,42 @@ class TorchRuntime:
             if node.op not in ("placeholder", "output", "get_attr") and node in values.tensors:
                 yield _name_of(node), _up_to(traced, node)
 
+    def activations(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        try:
+            values = _Values(torch.fx.symbolic_trace(self.model))
+        except Exception:  # as in `prefixes`
+            return {}
+        with torch.no_grad():
+            values.run(*self._tensors(inputs))
+        names = Counter(_name_of(node) for node in values.tensors)
+        batch = len(inputs[0])
+        return {
+            _name_of(node): _float64(value).reshape(batch, -1)
+            for node, value in values.tensors.items()
+            if names[_name_of(node)] == 1 and value.shape[:1] == (batch,)
+        }
+
+    def amplification(self, inputs: Arrays) -> np.ndarray:
+        """Σ |∂y/∂v| (1 + |v|) over all elements v of the inputs and of every operation's output, for each output y.
+
+        An error of ε (1 + |v|) in each of them shifts y by at most ε times this, to first order.
+        """
+        tensors = self._tensors(inputs)
+        try:
+            perturbed = _Perturbed(torch.fx.symbolic_trace(self.model))
+        except Exception:  # as in `prefixes`: then only the inputs' errors are seen
+            jacobian = np.abs(self.jacobian(inputs))
+            sizes = np.concatenate([np.abs(array).ravel() for array in inputs])
+            return np.asarray(jacobian @ (1 + sizes) + 1 + np.abs(self.value(inputs)[0]))
+        with torch.enable_grad():
+            output = perturbed.run(*tensors)
+        total = []
+        for element in output.flatten():
+            slopes = torch.autograd.grad(element, perturbed.errors, retain_graph=True, allow_unused=True)
+            pairs = zip(slopes, perturbed.values, strict=True)
+            total.append(sum(float((slope.abs() * (1 + value.abs())).sum()) for slope, value in pairs if slope is not None))
+        return np.array(total)
+
     def caller(self, check: str, inputs: Arrays, projection: np.ndarray) -> Callable[[], object]:
         tensors = self._tensors(inputs)
         weights = torch.from_numpy(projection).to(DTYPES[self.dtype])
@@ -97,8 +134,8 @@ class TorchRuntime:
         return forward
 
     def caller_description(self, check: str) -> str:
-        call = {"value": "eager forward", "jacobian": "func.jacrev", "hessian": "func.jacrev of grad"}[check]
-        return f"torch {call}, {self.dtype}, {torch.get_num_threads()} thread(s)"
+        calls = {"jacobian": "func.jacrev", "hessian": "func.jacrev of grad"}
+        return f"torch {calls.get(check, 'eager forward')}, {self.dtype}, {torch.get_num_threads()} thread(s)"
 
     def _tensors(self, inputs: Arrays) -> tuple[torch.Tensor, ...]:
         return tuple(torch.from_numpy(np.array(array)).to(DTYPES[self.dtype]) for array in inputs)
@@ -155,17 +192,35 @@ class _Differentiable(TorchFunctionMode):
 
 
 class _Values(torch.fx.Interpreter):
-    """Runs a graph and notes which of its nodes give a floating-point tensor."""
+    """Runs a graph and keeps those of its values that are floating-point tensors."""
 
     def __init__(self, module: torch.fx.GraphModule) -> None:
         super().__init__(module)
-        self.tensors: set[torch.fx.Node] = set()
+        self.tensors: dict[torch.fx.Node, torch.Tensor] = {}
 
     def run_node(self, n: torch.fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, torch.Tensor) and value.is_floating_point():
-            self.tensors.add(n)
+            self.tensors[n] = value
         return value
+
+
+class _Perturbed(torch.fx.Interpreter):
+    """Runs a graph, adding to every value an error that is zero and can be differentiated by."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.values: list[torch.Tensor] = []
+        self.errors: list[torch.Tensor] = []
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "output" or not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        error = torch.zeros_like(value, requires_grad=True)
+        self.values.append(value.detach())
+        self.errors.append(error)
+        return value + error
 
 
 def _name_of(node: torch.fx.Node) -> str:

@@ -63,7 +63,7 @@ def to_pyomo(program: Program, solver: str | None, time_limit: float) -> PyomoEm
 
 def _solver(program: Program) -> str:
     if program.linear and not program.pairs:
-        return "highs"
+        return "casadi:highs"
     if program.integer or program.pairs or program.error > 1e-6:
         return "scip"
     return "casadi:ipopt"
@@ -150,11 +150,6 @@ def _relu(u: Any) -> Any:
     return 0.5 * (u + abs(u))
 
 
-def _log1p(u: Any) -> Any:
-    """log(1 + u) without rounding 1 + u."""
-    return 2 * pyo.atanh(u / (2 + u))
-
-
 def _expm1(u: Any) -> Any:
     """exp(u) - 1 without cancellation."""
     return 2 * pyo.sinh(0.5 * u) * pyo.exp(0.5 * u)
@@ -176,7 +171,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sqrt": pyo.sqrt,
     "tanh": pyo.tanh,
     "sigmoid": lambda u: 1 / (1 + pyo.exp(-u)),
-    "softplus": lambda u, beta, threshold: _log1p(pyo.exp(beta * u)) / beta,
+    "softplus": lambda u, beta, threshold: pyo.log(1 + pyo.exp(beta * u)) / beta,
     "gelu_tanh": lambda u: 0.5 * u * (1 + pyo.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3))),
     "silu": lambda u: u / (1 + pyo.exp(-u)),
     "elu": lambda u, alpha: _relu(u) + alpha * _expm1(_minimum(u)),
@@ -186,7 +181,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "smooth_relu": lambda u, epsilon: 0.5 * (u + pyo.sqrt(u * u + epsilon * epsilon)),
 }
 SCIP_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "softplus": lambda u, beta, threshold: pyo.log(1 + pyo.exp(beta * u)) / beta,
     "elu": lambda u, alpha: _relu(u) + alpha * (pyo.exp(_minimum(u)) - 1),
 }
-"""SCIP knows neither atanh nor sinh. Its own tolerance is far above what is lost by rounding."""
+"""SCIP does not know sinh. Its own tolerance is far above what is lost by rounding."""

@@ -93,7 +93,7 @@ class OptimizationRuntime:
 
     def caller_description(self, check: str) -> str:
         ways = {"optimum": "maximum over the box", "fixed": "maximum at a fixed input"}
-        return f"{self.embedding.solver} {ways.get(check, check)}, built anew" if check in ways else f"{check} by expression"
+        return f"{self.embedding.solver}, {ways[check]}" if check in ways else f"{check} by the model's expression"
 
     @property
     def _name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -73,74 +74,96 @@ class CasadiOptimizationRuntime(OptimizationRuntime):
         inputs = len(embedding.lower)
         if fixed is not None:
             lower[:inputs] = upper[:inputs] = fixed
-        middle = start if start is not None else fixed if fixed is not None else self._middle(lower, upper)[:inputs]
-        begin = embedding.assign(middle, {}) if embedding.assign else middle
-        clock = Clock()
-        with quiet():
-            solver = self._solver(weights)
-            arguments = {"x0": begin, "lbx": lower, "ubx": upper}
-            result = solver(**arguments, **self._row_arguments(weights))
-        stats = solver.stats()
-        status = str(stats.get("return_status", stats.get("unified_return_status", "")))
-        point = np.asarray(result["x"].full()).ravel()
-        outcome = _outcome(status, bool(stats.get("success")), embedding.local)
-        if outcome in (INFEASIBLE, STUCK) or not np.isfinite(point).all():
-            return Solution(outcome, status, clock.seconds)
-        value = float(weights @ np.asarray(embedding.model(point)[1].full()).ravel())
-        return Solution(outcome, status, clock.seconds, point[:inputs], value)
-
-    def _middle(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        return np.clip(0.0, lower, upper) + 0.1 * (np.minimum(upper, 1.0) - np.maximum(lower, -1.0))
-
-    def _row_arguments(self, weights: np.ndarray) -> dict[str, Any]:
-        embedding = self.embedding
-        if embedding.solver not in CONIC:
-            return {"lbg": embedding.row_bounds[0], "ubg": embedding.row_bounds[1]}
-        matrix, offset, gradient = self._linear_form(weights)
-        rows = [side - offset for side in embedding.row_bounds]
-        return {"a": matrix, "g": -gradient, "lba": rows[0], "uba": rows[1]}
-
-    def _linear_form(self, weights: np.ndarray) -> tuple[casadi.DM, np.ndarray, casadi.DM]:
-        jacobian, rows_at_zero, output = self._linear_parts
-        return jacobian, rows_at_zero, output.T @ casadi.DM(weights)
-
-    @cached_property
-    def _linear_parts(self) -> tuple[casadi.DM, np.ndarray, casadi.DM]:
-        symbol = casadi.MX.sym("variables", len(self.embedding.integer))
-        rows, y = self.embedding.model(symbol)
-        derivatives = casadi.Function("form", [symbol], [casadi.jacobian(rows, symbol), casadi.jacobian(y, symbol), rows])
-        matrix, output, at_zero = derivatives(np.zeros(len(self.embedding.integer)))
-        return matrix, np.asarray(at_zero.full()).ravel(), output
-
-    def _solver(self, weights: np.ndarray) -> casadi.Function:
-        embedding, count = self.embedding, len(self.embedding.integer)
-        options: dict[str, Any] = {"error_on_fail": False}
-        if embedding.integer.any():
-            options["discrete"] = embedding.integer.tolist()
-        if embedding.solver in CONIC:
-            if embedding.sets:
-                options["sos_groups"] = [list(each) for each in embedding.sets]
-                options["sos_weights"] = [[1.0, 2.0] for _ in embedding.sets]
-                options["sos_types"] = [1 for _ in embedding.sets]
-            matrix = self._linear_parts[0]
-            options[embedding.solver] = _conic_options(embedding)
-            shape = {"h": casadi.Sparsity(count, count), "a": matrix.sparsity()}
-            return casadi.conic("solver", embedding.solver, shape, options)
-        symbol = casadi.MX.sym("variables", count)
+        begin = start if start is not None else fixed if fixed is not None else 0.5 * (lower + upper)[:inputs]
+        symbol = casadi.MX.sym("variables", len(embedding.integer))
         rows, y = embedding.model(symbol)
-        options |= {"print_time": False, embedding.solver: _nonlinear_options(embedding)}
-        problem = {"x": symbol, "f": -casadi.dot(casadi.DM(weights), y), "g": rows}
-        return casadi.nlpsol("solver", embedding.solver, problem, options)
+        clock = Clock()
+        problem = Problem(
+            x=symbol,
+            cost=-casadi.dot(casadi.DM(weights), y),
+            rows=rows,
+            start=embedding.assign(begin, {}) if embedding.assign else begin,
+            bounds=(lower, upper),
+            row_bounds=embedding.row_bounds,
+            integer=embedding.integer,
+            sets=embedding.sets,
+        )
+        with quiet():
+            end = solve(problem, embedding.solver, embedding.time_limit)
+        if end.outcome in (INFEASIBLE, STUCK) or not np.isfinite(end.point).all():
+            return Solution(end.outcome, end.status, clock.seconds)
+        value = float(weights @ np.asarray(embedding.model(end.point)[1].full()).ravel())
+        return Solution(end.outcome, end.status, clock.seconds, end.point[:inputs], value)
 
 
-def _conic_options(embedding: CasadiEmbedding) -> dict[str, Any]:
-    if embedding.solver == "cbc":
-        return {"LogLevel": 0, "MaximumSeconds": embedding.time_limit, "PrimalTolerance": FEASIBILITY,
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Minimise `cost` over `x`, both `casadi.MX`, with bounds on x and on rows."""
+
+    x: Any
+    cost: Any
+    rows: Any
+    start: np.ndarray
+    bounds: tuple[np.ndarray, np.ndarray]
+    row_bounds: tuple[np.ndarray, np.ndarray]
+    integer: np.ndarray
+    sets: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class End:
+    """How a solve ended, and where."""
+
+    outcome: str
+    status: str
+    point: np.ndarray
+
+
+def solve(problem: Problem, solver: str, time_limit: float) -> End:
+    """Solve by one of CasADi's plug-ins: a conic one, where all must be linear, or a nonlinear one."""
+    options: dict[str, Any] = {"error_on_fail": False}
+    if problem.integer.any():
+        options["discrete"] = problem.integer.tolist()
+    bounds = {"x0": problem.start, "lbx": problem.bounds[0], "ubx": problem.bounds[1]}
+    if solver in CONIC:
+        function, result = _solve_conic(problem, solver, options, bounds, time_limit)
+    else:
+        options |= {"print_time": False, solver: _nonlinear_options(solver, time_limit)}
+        terms = {"x": problem.x, "f": problem.cost, "g": problem.rows}
+        function = casadi.nlpsol("solver", solver, terms, options)
+        result = function(**bounds, lbg=problem.row_bounds[0], ubg=problem.row_bounds[1])
+    stats = function.stats()
+    status = str(stats.get("return_status", stats.get("unified_return_status", "")))
+    outcome = _outcome(status, bool(stats.get("success")), local=solver not in CONIC)
+    return End(outcome, status, np.asarray(result["x"].full()).ravel())
+
+
+def _solve_conic(problem: Problem, solver: str, options: dict[str, Any], bounds: Any, time_limit: float) -> Any:
+    form = casadi.Function(
+        "form", [problem.x], [casadi.jacobian(problem.rows, problem.x), casadi.gradient(problem.cost, problem.x), problem.rows]
+    )
+    count = problem.x.numel()
+    matrix, cost, rows_at_zero = form(np.zeros(count))
+    offset = np.asarray(rows_at_zero.full()).ravel()
+    if problem.sets:
+        options["sos_groups"] = [list(each) for each in problem.sets]
+        options["sos_weights"] = [[float(place) for place in range(1, len(each) + 1)] for each in problem.sets]
+        options["sos_types"] = [1 for _ in problem.sets]
+    options[solver] = _conic_options(solver, time_limit)
+    shape = {"h": casadi.Sparsity(count, count), "a": matrix.sparsity()}
+    function = casadi.conic("solver", solver, shape, options)
+    sides = [side - offset for side in problem.row_bounds]
+    return function, function(**bounds, a=matrix, g=cost, lba=sides[0], uba=sides[1])
+
+
+def _conic_options(solver: str, time_limit: float) -> dict[str, Any]:
+    if solver == "cbc":
+        return {"LogLevel": 0, "MaximumSeconds": time_limit, "PrimalTolerance": FEASIBILITY,
                 "IntegerTolerance": FEASIBILITY, "AllowableGap": FEASIBILITY}  # fmt: skip
     return {
         "output_flag": False,
         "threads": 1,
-        "time_limit": float(embedding.time_limit),
+        "time_limit": float(time_limit),
         "primal_feasibility_tolerance": FEASIBILITY,
         "dual_feasibility_tolerance": FEASIBILITY,
         "mip_feasibility_tolerance": FEASIBILITY,
@@ -149,11 +172,11 @@ def _conic_options(embedding: CasadiEmbedding) -> dict[str, Any]:
     }
 
 
-def _nonlinear_options(embedding: CasadiEmbedding) -> dict[str, Any]:
-    if embedding.solver == "bonmin":
-        return {"time_limit": embedding.time_limit, "integer_tolerance": FEASIBILITY, "tol": FEASIBILITY,
+def _nonlinear_options(solver: str, time_limit: float) -> dict[str, Any]:
+    if solver == "bonmin":
+        return {"time_limit": time_limit, "integer_tolerance": FEASIBILITY, "tol": FEASIBILITY,
                 "print_level": 0, "bonmin.bb_log_level": 0, "sb": "yes"}  # fmt: skip
-    if embedding.solver != "ipopt":
+    if solver != "ipopt":
         return {}
     return {
         "print_level": 0,
@@ -162,7 +185,7 @@ def _nonlinear_options(embedding: CasadiEmbedding) -> dict[str, Any]:
         "constr_viol_tol": FEASIBILITY,
         "acceptable_iter": 0,
         "bound_relax_factor": 0.0,
-        "max_wall_time": embedding.time_limit,
+        "max_wall_time": time_limit,
         "max_iter": 500,
     }
 

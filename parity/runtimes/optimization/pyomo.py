@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,15 +28,15 @@ from parity.runtimes.optimization import (
     quiet,
     worst,
 )
+from parity.runtimes.optimization.casadi import Problem, solve
 
 PLUGINS = {"scip": "scip_direct", "highs": "highs", "gurobi": "gurobi_direct_minlp"}
 """Pyomo's name of an interface that needs no executable."""
 ENDS = {
-    "optimal": OPTIMAL,
-    "globallyOptimal": OPTIMAL,
-    "locallyOptimal": LOCAL,
+    "convergenceCriteriaSatisfied": OPTIMAL,
     "maxTimeLimit": LIMIT,
-    "infeasible": INFEASIBLE,
+    "provenInfeasible": INFEASIBLE,
+    "locallyInfeasible": INFEASIBLE,
     "infeasibleOrUnbounded": INFEASIBLE,
 }
 
@@ -92,7 +93,6 @@ class PyomoOptimizationRuntime(OptimizationRuntime):
             model.del_component("parity_objective")
             if fixed is not None:
                 model.del_component("parity_fixed")
-                model.del_component("parity_fixed_index")
 
     def _solve(self, weights: np.ndarray) -> Solution:
         clock = Clock()
@@ -112,61 +112,63 @@ class PyomoOptimizationRuntime(OptimizationRuntime):
 
 
 def _by_pyomo(embedding: PyomoEmbedding) -> tuple[str, str]:
-    solver = pyo.SolverFactory(PLUGINS.get(embedding.solver, embedding.solver))
-    if not solver.available(exception_flag=False):
+    from pyomo.contrib.solver.common.factory import SolverFactory
+
+    if embedding.solver == "highs" and "casadi" in sys.modules:
+        raise Unsupported("highspy and CasADi each bring a HiGHS, and one process holds only one of them (highspy cannot "
+                          'be imported, or the process crashes at its end): take solver="casadi:highs"')  # fmt: skip
+    solver = SolverFactory(PLUGINS.get(embedding.solver, embedding.solver))
+    if solver is None or not solver.available():
         raise Unsupported(f"solver {embedding.solver!r} is not installed here, or Pyomo does not find it")
-    options = dict(embedding.solver_options)
-    if embedding.solver == "highs":
-        options |= {"primal_feasibility_tolerance": FEASIBILITY, "mip_feasibility_tolerance": FEASIBILITY,
-                    "dual_feasibility_tolerance": FEASIBILITY, "mip_rel_gap": 0.0, "mip_abs_gap": FEASIBILITY,
-                    "threads": 1}  # fmt: skip
-    elif embedding.solver == "scip":
-        options |= {"numerics/feastol": FEASIBILITY, "limits/gap": 0.0, "limits/time": embedding.time_limit}
-    arguments: dict[str, Any] = {"tee": False, "load_solutions": False}
-    solver.options.update(options)
-    results = solver.solve(embedding.model, timelimit=embedding.time_limit, **arguments)
-    status = str(results.solver.termination_condition)
+    results = solver.solve(
+        embedding.model,
+        load_solutions=False,
+        raise_exception_on_nonoptimal_result=False,
+        time_limit=embedding.time_limit,
+        solver_options={**_options(embedding), **embedding.solver_options},
+    )
+    status = results.termination_condition.name
     outcome = ENDS.get(status, STUCK)
-    if outcome in (OPTIMAL, LOCAL, LIMIT) and len(results.solution):
-        embedding.model.solutions.load_from(results)
-    if outcome == OPTIMAL and embedding.local:
-        outcome = LOCAL
-    return outcome, status
+    if results.solution_status.name in ("optimal", "feasible"):
+        results.solution_loader.load_vars()
+    return (LOCAL if outcome == OPTIMAL and embedding.local else outcome), status
+
+
+def _options(embedding: PyomoEmbedding) -> dict[str, Any]:
+    if embedding.solver == "highs":
+        return {"primal_feasibility_tolerance": FEASIBILITY, "mip_feasibility_tolerance": FEASIBILITY, "threads": 1,
+                "dual_feasibility_tolerance": FEASIBILITY, "mip_rel_gap": 0.0, "mip_abs_gap": FEASIBILITY}  # fmt: skip
+    if embedding.solver == "scip":
+        return {"numerics/feastol": FEASIBILITY, "numerics/dualfeastol": FEASIBILITY, "limits/gap": 0.0}
+    if embedding.solver == "gurobi":
+        return {"FeasibilityTol": FEASIBILITY, "IntFeasTol": FEASIBILITY, "MIPGap": 0.0, "Threads": 1}
+    return {}
 
 
 def _by_casadi(embedding: PyomoEmbedding, solver: str) -> tuple[str, str]:
-    """Through AMPL's file format, which CasADi reads: Ipopt and Bonmin come with CasADi, executables with neither."""
+    """Through AMPL's file format, which CasADi reads: its Ipopt, Bonmin and HiGHS need no executable."""
     import casadi
-
-    from parity.runtimes.optimization.casadi import _nonlinear_options, _outcome
+    from pyomo.repn.plugins.nl_writer import NLWriter
 
     with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / "model.nl")
-        _, names = embedding.model.write(file, format="nl", io_options={"symbolic_solver_labels": True})
-        columns = Path(file).with_suffix(".col").read_text().split()
+        file = Path(folder) / "model.nl"
+        with file.open("w", newline="\n") as stream:
+            info = NLWriter().write(embedding.model, stream, linear_presolve=False, scale_model=False)
         reader = casadi.NlpBuilder()
-        reader.import_nl(file)
-    x = casadi.vertcat(*reader.x)
-    options: dict[str, Any] = {"print_time": False, "error_on_fail": False}
-    options[solver] = _nonlinear_options(_Limits(solver, embedding.time_limit))  # type: ignore[arg-type]
-    if any(reader.discrete):
-        options["discrete"] = list(reader.discrete)
-    function = casadi.nlpsol("solver", solver, {"x": x, "f": reader.f, "g": casadi.vertcat(*reader.g)}, options)
-    result = function(x0=reader.x_init, lbx=reader.x_lb, ubx=reader.x_ub, lbg=reader.g_lb, ubg=reader.g_ub)
-    stats = function.stats()
-    values = dict(zip(columns, np.asarray(result["x"].full()).ravel(), strict=True))
-    for variable in embedding.model.component_data_objects(pyo.Var):
-        if variable.name in values:
-            variable.set_value(float(values[variable.name]), skip_validation=True)
-    status = str(stats["return_status"])
-    return _outcome(status, bool(stats["success"]), local=True), status
-
-
-class _Limits:
-    """What the options of a nonlinear solver are made from."""
-
-    def __init__(self, solver: str, time_limit: float) -> None:
-        self.solver, self.time_limit = solver, time_limit
+        reader.import_nl(str(file))
+    problem = Problem(
+        x=casadi.vertcat(*reader.x),
+        cost=reader.f,
+        rows=casadi.vertcat(*reader.g),
+        start=np.array(reader.x_init),
+        bounds=(np.array(reader.x_lb), np.array(reader.x_ub)),
+        row_bounds=(np.array(reader.g_lb), np.array(reader.g_ub)),
+        integer=np.array(reader.discrete, dtype=bool),
+    )
+    end = solve(problem, solver, embedding.time_limit)
+    for variable, value in zip(info.variables, end.point, strict=True):
+        variable.set_value(float(value), skip_validation=True)
+    return end.outcome, end.status
 
 
 def _assign(variables: Any, values: np.ndarray) -> None:
