@@ -8,6 +8,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path as FilePath
 from time import perf_counter
 from typing import Any, Protocol
@@ -230,6 +231,8 @@ class _Examination:
 
 def _columns(finding: Finding) -> dict[str, Any]:
     errors = finding.comparison
+    if finding.verdict != FAIL and isnan(errors.error_ratio):  # nothing could be compared
+        return {"verdict": finding.verdict, "message": finding.message}
     return {
         "verdict": finding.verdict,
         "message": finding.message,

@@ -1,7 +1,8 @@
 """Families of cases: every layer by its own name, and the kinds of models that a vocabulary's source is known for.
 
 For torch: `dag` (random graphs), `recipe` (the networks of a well-known PyTorch-to-CasADi recipe), `network` (the
-networks that speed is measured on) and `pendulum` (a dynamics model trained on the spot).
+networks that speed is measured on) and `pendulum` (a dynamics model trained on the spot). For solvers: `sequential`,
+`rectifier`, `surrogate` (the networks that formulations are timed on) and `digits` (a classifier trained on the spot).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
+from parity.cases import embedded
 from parity.cases.generate import generate, generate_layer
 from parity.cases.spec import ModelSpec, Node, Shape
 from parity.cases.torch_layers import TORCH
@@ -43,6 +45,10 @@ def families(source: str = "torch") -> dict[str, Family]:
         Family("recipe", 3, _recipe),
         Family("network", 3, _network),
         Family("pendulum", 1, _pendulum, initialise=_train_pendulum),
+        Family("sequential", 20, embedded.sequential, random=True),
+        Family("rectifier", 10, embedded.rectifier, random=True),
+        Family("surrogate", 2, embedded.surrogate),
+        Family("digits", 1, embedded.digits, initialise=_train_digits),
         Family("dag", 50, lambda rng, seed, number: generate(rng, vocabulary), random=True),
     ]
     known += [_layer_family(vocabulary, layer) for layer in vocabulary]
@@ -98,6 +104,10 @@ def _network(rng: Random, seed: int, number: int) -> ModelSpec:
 def _pendulum(rng: Random, seed: int, number: int) -> ModelSpec:
     tanh = _plain("Tanh")
     return _chain(TORCH, (3,), _linear(3, 64), tanh, _linear(64, 64), tanh, _linear(64, 2))
+
+
+def _train_digits(model: Any, seed: object) -> None:
+    embedded.train_digits(model, seed)
 
 
 def _train_pendulum(model: Any, seed: object) -> None:

@@ -143,10 +143,10 @@ def _trouble(target: Any, solutions: list[Any], words: str, dtype: str) -> Findi
     nothing = Comparison(*[float("nan")] * 6, False)
     if "infeasible" in outcomes:
         return Finding(FAIL, nothing, f"infeasible, where the network has a value: a bound or row is wrong; {words}")
+    if outcomes & {"stuck", "limit"} and target.embedding.kinks and target.embedding.local:
+        return Finding(DEGENERATE, nothing, f"a solver of smooth problems at a kink; {words}")
     if "limit" in outcomes:
         return Finding(TIMEOUT, nothing, words)
-    if "stuck" in outcomes and target.embedding.kinks and target.embedding.local:
-        return Finding(DEGENERATE, nothing, f"a solver of smooth problems at a kink; {words}")
     if not all(solution.outcome in SOLVED and solution.value is not None for solution in solutions):
         return Finding(ERROR, nothing, words)
     return None

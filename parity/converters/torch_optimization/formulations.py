@@ -32,7 +32,7 @@ class Sos1:
 
 @dataclass(frozen=True)
 class Complementarity:
-    """y - s = u, y ≥ 0, s ≥ 0, y s = 0. Exact; a solver of smooth problems finds a local optimum of it."""
+    """y - s = u, y ≥ 0, s ≥ 0, y s ≤ 0. Exact; a solver of smooth problems finds a local optimum of it."""
 
 
 @dataclass(frozen=True)

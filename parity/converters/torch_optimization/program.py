@@ -185,7 +185,7 @@ class Builder:
             self.pairs.append(Pairs(self.layer, y, s))
         else:
             self.products = True
-            self.constrain("complementarity", ex.multiply(y, s), 0.0, 0.0)
+            self.constrain("complementarity", ex.multiply(y, s), -np.inf, 0.0)  # as equations they would overdetermine
         return y
 
     def _relu_by_binaries(self, u: Expression, bound: float | None) -> Expression:

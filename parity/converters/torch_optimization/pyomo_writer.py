@@ -34,7 +34,8 @@ def to_pyomo(program: Program, solver: str | None, time_limit: float) -> PyomoEm
         known[variable] = [block[index] for index in range(variable.size)]
         scalars += known[variable]
         labels += [Label(variable.layer, variable.name)] * variable.size
-    language = Scalars(chosen)
+    model.shared = pyo.Expression(pyo.Any)
+    language = Scalars(chosen, model.shared)
     rows, row_labels = _rows(model, program, language, known)
     _sets(model, program, known)
     y = ex.write(program.output, language, known)
@@ -102,10 +103,13 @@ def _sets(model: Any, program: Program, known: dict[Expression, Any]) -> None:
 
 
 class Scalars:
-    """Pyomo's language: a vector is a list of scalar expressions."""
+    """Pyomo's language: a vector is a list of scalar expressions.
 
-    def __init__(self, solver: str) -> None:
-        self.solver = solver
+    Pyomo's expressions are trees: what is used more than once is named, or each layer would multiply their size.
+    """
+
+    def __init__(self, solver: str, shared: Any) -> None:
+        self.shared = shared
         self.functions = FUNCTIONS | (SCIP_FUNCTIONS if solver == "scip" else {})
 
     def affine(self, matrix: sp.csr_array, operand: list[Any], offset: np.ndarray) -> list[Any]:
@@ -117,8 +121,16 @@ class Scalars:
                      if matrix.data[place] != 1 else operand[matrix.indices[place]] for place in columns]  # fmt: skip
             if offset[row] or not terms:
                 terms.append(float(offset[row]))
-            result.append(sum(terms[1:], terms[0]) if len(terms) > 1 else terms[0])
+            result.append(self._named(sum(terms[1:], terms[0]) if len(terms) > 1 else terms[0]))
         return result
+
+    def _named(self, term: Any) -> Any:
+        if isinstance(term, int | float) or term.is_variable_type() or not term.is_expression_type():
+            return term
+        if term.polynomial_degree() in (0, 1):
+            return term
+        self.shared[len(self.shared)] = term
+        return self.shared[len(self.shared) - 1]
 
     def combination(self, kind: str, parts: list[list[Any]]) -> list[Any]:
         if kind == "stack":
@@ -134,7 +146,7 @@ class Scalars:
         if function == "softplus" and (parameters[0] * bounds.upper > parameters[1]).any():
             raise Unsupported(f"the input may exceed threshold={parameters[1]:g}, where Softplus switches to the identity: "
                               "make the box smaller, or use a casadi converter")  # fmt: skip
-        return [self.functions[function](element, *parameters) for element in operand]
+        return [self._named(self.functions[function](element, *parameters)) for element in operand]
 
     def softmax(self, operand: list[Any], groups: tuple[tuple[int, ...], ...]) -> list[Any]:
         """1 / Σ exp(u_j - u_i), which cannot give NaN where the quotient of two overflows would."""

@@ -186,7 +186,7 @@ def _nonlinear_options(solver: str, time_limit: float) -> dict[str, Any]:
         "acceptable_iter": 0,
         "bound_relax_factor": 0.0,
         "max_wall_time": time_limit,
-        "max_iter": 500,
+        "max_iter": 200,
     }
 
 
