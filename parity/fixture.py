@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,19 +41,22 @@ class Parity:
 
         return api.convert(model, target, example, **options)
 
-    def run(self, case: Case, chain: Chain, *, speed: bool = False, benchmark: Any = None) -> list[Record]:
+    def run(
+        self, case: Case, chain: Chain, *, checks: Sequence[str] = (), speed: bool = False, benchmark: Any = None
+    ) -> list[Record]:
         """Send a case through a chain of converters and check it at every kind of inputs; `speed` times it too.
 
-        `benchmark`, pytest-benchmark's fixture, also gets the converted model's evaluation, if it agrees.
+        `checks` names some of the path's checks, all by default. `benchmark`, pytest-benchmark's fixture, also gets the converted model's evaluation, if it agrees.
 
         A shipped or installed converter runs in a process of its own, one registered by a test runs in this one.
         The test fails if any check does, and is skipped where the converter says no to all of them.
         """
         __tracebackhide__ = True
         from parity.api import failed
-        from parity.pipeline import examine, plan_for, timed
+        from parity.pipeline import CHECKS, examine, plan_for, timed
 
-        plan = timed(plan_for(chain.path.name)) if speed else plan_for(chain.path.name)
+        plan = [point for point in plan_for(chain.path.name) if point.check in (checks or CHECKS)]
+        plan = list(timed(plan)) if speed else plan
         try:
             if chain.installed and self._timeout:
                 records = self._keep(self._worker.examine(case.id, chain, plan, self._timeout))

@@ -50,9 +50,7 @@ def test_the_plugin_imports_no_framework():
 def test_a_run_without_the_flag_imports_no_framework(pytester, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile(OWN)
-    pytester.makeconftest(
-        f"import sys\ndef pytest_unconfigure(): print('imported:', {FRAMEWORKS} & set(sys.modules))"
-    )
+    pytester.makeconftest(f"import sys\ndef pytest_unconfigure(): print('imported:', {FRAMEWORKS} & set(sys.modules))")
     result = pytester.runpytest_subprocess("-p", "parity.plugin")
     result.assert_outcomes(passed=1, deselected=1)
     result.stdout.fnmatch_lines(["imported: set()"])
@@ -243,7 +241,9 @@ def test_a_path_that_cannot_run_is_shown_and_skipped(pytester, run, monkeypatch)
     needs = "torch-nowhere cannot run here: it needs no_such_package: pip install 'pytest-parity?nowhere?'"
     result = run("--parity", "--parity-report=report", "-rs", "test_host.py")
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines([f"parity: {needs}", "*= parity =*", needs, "0 checks of 0 cases: none ran", "SKIPPED*"])
+    result.stdout.fnmatch_lines(
+        [f"parity: {needs}", "*= parity =*", needs, "0 checks of 0 cases: none ran", "SKIPPED*"]
+    )
     assert "no_such_package" in (pytester.path / "report/index.html").read_text(encoding="utf-8")
 
 

@@ -27,7 +27,7 @@ ROUNDING = 1e-12
 SAMPLES, ROUNDS, KEPT, SHRINK = 2048, 48, 8, 0.62
 """Of the search: random points, rounds around the best, how many of these, and how their neighbourhood shrinks."""
 
-SOLVED = ("optimal", "local")
+SOLVED = ("optimal", "local", "limit")
 
 
 def check_fixed(source: Any, target: Any, inputs: Arrays, dtype: str) -> Finding:
@@ -52,7 +52,8 @@ def check_optimum(source: Any, target: Any, inputs: Arrays, dtype: str) -> Findi
     """The largest and the smallest projected output over the box, where the solver says they are.
 
     At the solver's x the network itself must give the claimed value, and where the solver claims a proven optimum, no
-    input found by a search with the network alone may do better. A local solver's distance to it is told, not judged.
+    input found by a search with the network alone may do better. The distance of a local solver to it, and of one that
+    ran out of time, is told, not judged.
     """
     weights = projection(source.value(inputs).shape[1])
     solutions = [target.maximise(sign * weights) for sign in (1.0, -1.0)]
@@ -73,7 +74,7 @@ def check_optimum(source: Any, target: Any, inputs: Arrays, dtype: str) -> Findi
             gap = max(gap, missed)
             note += f", {missed:.3g} below the best found by search" if missed > allowed else ""
         elif missed > allowed:
-            note += f", local only: the network reaches {missed:.3g} more"
+            note += f", not global: the network reaches {missed:.3g} more"
         finding = _judge(gap, truth, allowed, dtype, f"{note}; {words}")
         if worst is None or finding.comparison.error_ratio > worst.comparison.error_ratio:
             worst = finding
@@ -116,10 +117,10 @@ def _allowed(source: Any, target: Any, x: np.ndarray, inputs: Arrays, weights: n
     lower, upper = target.embedding.lower, target.embedding.upper
     rng = np.random.RandomState(0)
     steps = rng.uniform(-RADIUS, RADIUS, (NEIGHBOURS, len(x))) * np.minimum(upper - lower, 1e6)
-    points = [x, *np.clip(x + steps, lower, upper)]
-    largest = np.max([source.amplification(_shaped(point, inputs)) for point in points], axis=0)
+    points = np.vstack([x, np.clip(x + steps, lower, upper)])
+    amplification = source.amplification(_shaped(points, inputs), weights)
     value = np.abs(weights) @ np.abs(source.value(_shaped(x, inputs))[0])
-    return float(target.embedding.error * (np.abs(weights) @ largest) + ROUNDING * (1 + value))
+    return float(target.embedding.error * amplification + ROUNDING * (1 + value))
 
 
 def _judge(error: float, truth: float, allowed: float, dtype: str, message: str) -> Finding:
@@ -143,9 +144,9 @@ def _trouble(target: Any, solutions: list[Any], words: str, dtype: str) -> Findi
     nothing = Comparison(*[float("nan")] * 6, False)
     if "infeasible" in outcomes:
         return Finding(FAIL, nothing, f"infeasible, where the network has a value: a bound or row is wrong; {words}")
-    if outcomes & {"stuck", "limit"} and target.embedding.kinks and target.embedding.local:
+    if (outcomes & {"stuck", "limit"}) and target.embedding.kinks and target.embedding.local:
         return Finding(DEGENERATE, nothing, f"a solver of smooth problems at a kink; {words}")
-    if "limit" in outcomes:
+    if any(solution.outcome == "limit" and solution.value is None for solution in solutions):
         return Finding(TIMEOUT, nothing, words)
     if not all(solution.outcome in SOLVED and solution.value is not None for solution in solutions):
         return Finding(ERROR, nothing, words)
@@ -155,7 +156,8 @@ def _trouble(target: Any, solutions: list[Any], words: str, dtype: str) -> Findi
 def _words(target: Any, solutions: list[Any]) -> str:
     status = ", ".join(dict.fromkeys(solution.status for solution in solutions))
     seconds = sum(solution.seconds for solution in solutions)
-    local = ", local only" if target.embedding.local else ""
+    limited = any(solution.outcome == "limit" for solution in solutions)
+    local = ", local only" if target.embedding.local else ", time limit: not proven" if limited else ""
     size = target.embedding.size
     return (f"{target.embedding.solver}: {status}{local}, {seconds:.2g} s; {size.variables} variables, "
             f"{size.constraints} constraints, {size.binaries} binaries")  # fmt: skip

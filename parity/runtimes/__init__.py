@@ -61,8 +61,8 @@ class SourceRuntime(Runtime, Protocol):
     def activations(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """The output of every operation by its name, shape (batch, elements); without names that occur twice."""
 
-    def amplification(self, inputs: Arrays) -> np.ndarray:
-        """For one sample and each output: by how much errors of one unit in all intermediate values may add up."""
+    def amplification(self, inputs: Arrays, projection: np.ndarray) -> float:
+        """By how much errors of one unit in all intermediate values may add up in `projection @ outputs`."""
 
     def prefixes(self, inputs: Arrays) -> Iterator[tuple[str, Any]]:
         """The model up to each of its operations, shortest first, with the operation's name."""
@@ -72,14 +72,20 @@ _RUNTIMES = {
     "torch.nn.modules.module.Module": ("torch", "parity.runtimes.torch", "TorchRuntime"),
     "casadi.casadi.Function": ("casadi", "parity.runtimes.casadi", "CasadiRuntime"),
     "parity.embedding.CasadiEmbedding": (
-        "optimization", "parity.runtimes.optimization.casadi", "CasadiOptimizationRuntime",
+        "optimization",
+        "parity.runtimes.optimization.casadi",
+        "CasadiOptimizationRuntime",
     ),
     "parity.embedding.PyomoEmbedding": (
-        "optimization", "parity.runtimes.optimization.pyomo", "PyomoOptimizationRuntime",
+        "optimization",
+        "parity.runtimes.optimization.pyomo",
+        "PyomoOptimizationRuntime",
     ),
     "parity.embedding.ScipEmbedding": ("optimization", "parity.runtimes.optimization.scip", "ScipOptimizationRuntime"),
     "parity.embedding.GurobiEmbedding": (
-        "optimization", "parity.runtimes.optimization.gurobi", "GurobiOptimizationRuntime",
+        "optimization",
+        "parity.runtimes.optimization.gurobi",
+        "GurobiOptimizationRuntime",
     ),
 }
 

@@ -97,26 +97,31 @@ class TorchRuntime:
             if names[_name_of(node)] == 1 and value.shape[:1] == (batch,)
         }
 
-    def amplification(self, inputs: Arrays) -> np.ndarray:
-        """Σ |∂y/∂v| (1 + |v|) over all elements v of the inputs and of every operation's output, for each output y.
+    def amplification(self, inputs: Arrays, projection: np.ndarray) -> float:
+        """Σ |∂y/∂v| (1 + |v|) over all elements v of the inputs and of every operation's output, for y the projection.
 
-        An error of ε (1 + |v|) in each of them shifts y by at most ε times this, to first order.
+        An error of ε (1 + |v|) in each of them shifts y by at most ε times this, to first order. The largest over the
+        samples of a batch, each of which must not depend on the others.
         """
-        tensors = self._tensors(inputs)
+        tensors, weights = self._tensors(inputs), torch.from_numpy(projection).to(DTYPES[self.dtype])
+        batch = len(inputs[0])
         try:
-            perturbed = _Perturbed(torch.fx.symbolic_trace(self.model))
-        except Exception:  # as in `prefixes`: then only the inputs' errors are seen
-            jacobian = np.abs(self.jacobian(inputs))
-            sizes = np.concatenate([np.abs(array).ravel() for array in inputs])
-            return np.asarray(jacobian @ (1 + sizes) + 1 + np.abs(self.value(inputs)[0]))
+            graph = torch.fx.symbolic_trace(self.model)
+        except Exception:  # as in `prefixes`: then only the errors of inputs and outputs are seen
+            graph = None
+        perturbed = _Perturbed(graph or torch.fx.GraphModule({}, torch.fx.Graph()))
         with torch.enable_grad():
-            output = perturbed.run(*tensors)
-        total = []
-        for element in output.flatten():
-            slopes = torch.autograd.grad(element, perturbed.errors, retain_graph=True, allow_unused=True)
-            pairs = zip(slopes, perturbed.values, strict=True)
-            total.append(sum(float((slope.abs() * (1 + value.abs())).sum()) for slope, value in pairs if slope is not None))
-        return np.array(total)
+            if graph is None:
+                outputs = perturbed.add(self.model(*(perturbed.add(tensor) for tensor in tensors)))
+            else:
+                outputs = perturbed.run(*tensors)
+            total = outputs.reshape(batch, -1).sum(0) @ weights
+            slopes = torch.autograd.grad(total, perturbed.errors, allow_unused=True)
+        found = torch.zeros(batch, dtype=DTYPES[self.dtype])
+        for slope, value in zip(slopes, perturbed.values, strict=True):
+            if slope is not None and slope.shape[:1] == (batch,):
+                found += (slope.abs() * (1 + value.abs())).reshape(batch, -1).sum(1)
+        return float(found.max())
 
     def caller(self, check: str, inputs: Arrays, projection: np.ndarray) -> Callable[[], object]:
         tensors = self._tensors(inputs)
@@ -217,6 +222,9 @@ class _Perturbed(torch.fx.Interpreter):
         value = super().run_node(n)
         if n.op == "output" or not isinstance(value, torch.Tensor) or not value.is_floating_point():
             return value
+        return self.add(value)
+
+    def add(self, value: torch.Tensor) -> torch.Tensor:
         error = torch.zeros_like(value, requires_grad=True)
         self.values.append(value.detach())
         self.errors.append(error)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["BigM", "Complementarity", "Direct", "Smooth", "Sos1"]
 
 BOX = (-1.0, 1.0)
-TIME_LIMIT = 30.0
+TIME_LIMIT = 10.0
 
 
 def _register(name: str, target: str, full: bool, default: Formulation, requires: tuple[str, ...] = ()) -> None:

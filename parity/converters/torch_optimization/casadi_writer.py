@@ -73,9 +73,13 @@ def _function(program: Program) -> casadi.Function:
 
 def size_of(program: Program) -> Size:
     """The model's size in scalars; the inputs count as variables."""
-    branched = sum(each.size for each in program.variables if each.integer) + sum(each.first.size for each in program.pairs)
+    branched = sum(each.size for each in program.variables if each.integer) + sum(
+        each.first.size for each in program.pairs
+    )
     return Size(
-        sum(each.size for each in program.variables), sum(each.expression.size for each in program.constraints), branched
+        sum(each.size for each in program.variables),
+        sum(each.expression.size for each in program.constraints),
+        branched,
     )
 
 

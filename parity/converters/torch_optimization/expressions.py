@@ -161,7 +161,9 @@ def stack(*parts: Expression) -> Expression:
 
 
 def apply(function: str, operand: Expression, *parameters: float) -> Expression:
-    return Apply(*FUNCTIONS[function].interval(operand.lower, operand.upper, *parameters), function, operand, parameters)
+    return Apply(
+        *FUNCTIONS[function].interval(operand.lower, operand.upper, *parameters), function, operand, parameters
+    )
 
 
 def softmax(operand: Expression, groups: Sequence[Sequence[int]]) -> Expression:

@@ -18,7 +18,9 @@ KINKED = (
 )  # fmt: skip
 
 
-def gray_box(model: torch.nn.Module, example: tuple[torch.Tensor, ...], *, box: Box, time_limit: float) -> CasadiEmbedding:
+def gray_box(
+    model: torch.nn.Module, example: tuple[torch.Tensor, ...], *, box: Box, time_limit: float
+) -> CasadiEmbedding:
     """An embedding whose only variables are the inputs."""
     lower, upper = box_of(example, box)
     model = copy.deepcopy(model).double().cpu().eval().requires_grad_(False)

@@ -48,7 +48,9 @@ def affine_layer(layer: nn.Module, x: Value) -> Value:
 @lowers(nn.BatchNorm1d, nn.BatchNorm2d, to=TO)
 def batch_norm(layer: Any, x: Value) -> Value:
     if layer.running_mean is None:
-        raise Unsupported("without running statistics it depends on the whole batch: a model of one input cannot hold it")
+        raise Unsupported(
+            "without running statistics it depends on the whole batch: a model of one input cannot hold it"
+        )
     mean, variance = _numbers(layer.running_mean), _numbers(layer.running_var)
     gain = 1.0 if layer.weight is None else _numbers(layer.weight)
     bias = 0.0 if layer.bias is None else _numbers(layer.bias)

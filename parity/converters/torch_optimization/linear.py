@@ -70,9 +70,7 @@ def tightened(
     if form is None:
         return lower, upper
     known = [(row, each) for row, each in zip(rows, constraints, strict=True) if row is not None]
-    limits = [
-        scipy.optimize.LinearConstraint(row[0], each.lower - row[1], each.upper - row[1]) for row, each in known
-    ]
+    limits = [scipy.optimize.LinearConstraint(row[0], each.lower - row[1], each.upper - row[1]) for row, each in known]
     bounds = scipy.optimize.Bounds(
         np.concatenate([variable.lower for variable in variables]),
         np.concatenate([variable.upper for variable in variables]),

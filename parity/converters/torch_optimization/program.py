@@ -156,9 +156,7 @@ class Builder:
 
     def constrain(self, name: str, expression: Expression, lower: Any, upper: Any) -> None:
         size = expression.size
-        self.constraints.append(
-            Constraint(self.layer, name, expression, _vector(lower, size), _vector(upper, size))
-        )
+        self.constraints.append(Constraint(self.layer, name, expression, _vector(lower, size), _vector(upper, size)))
 
     def finish(self, output: Expression) -> Program:
         """The program, with an error that depends on its formulations."""
@@ -197,7 +195,9 @@ class Builder:
         if len(open_signs := np.flatnonzero((lower < 0) & (upper > 0))):
             z = self.variable("active", 0.0, 1.0, ex.apply("is_positive", ex.select(u, open_signs)), integer=True)
             low, high = lower[open_signs], upper[open_signs]
-            self.constrain("big-M when active", ex.add(ex.select(difference, open_signs), ex.scale(-low, z)), -np.inf, -low)
+            self.constrain(
+                "big-M when active", ex.add(ex.select(difference, open_signs), ex.scale(-low, z)), -np.inf, -low
+            )
             self.constrain("big-M when inactive", ex.add(ex.select(y, open_signs), ex.scale(-high, z)), -np.inf, 0.0)
         return y
 
@@ -206,7 +206,9 @@ class Builder:
         if isinstance(self.formulation, fm.BigM):
             return self._maximum_by_binaries(u, windows, self.formulation.bound)
         largest = max(len(window) for window in windows)
-        columns = [ex.select(u, [window[min(place, len(window) - 1)] for window in windows]) for place in range(largest)]
+        columns = [
+            ex.select(u, [window[min(place, len(window) - 1)] for window in windows]) for place in range(largest)
+        ]
         if isinstance(self.formulation, fm.Direct):
             return ex.maximum(*columns)
         while len(columns) > 1:  # max(a, b) = a + max(b - a, 0)
@@ -220,16 +222,16 @@ class Builder:
         lower, upper = np.maximum(a.lower, b.lower), np.maximum(a.upper, b.upper)
         return ex.Combination(lower, upper, "sum", total.operands)
 
-    def _maximum_by_binaries(
-        self, u: Expression, windows: Sequence[Sequence[int]], bound: float | None
-    ) -> Expression:
+    def _maximum_by_binaries(self, u: Expression, windows: Sequence[Sequence[int]], bound: float | None) -> Expression:
         lower, upper = self.bounds(u)
         self._require_finite(lower, upper)
         owner = np.repeat(np.arange(len(windows)), [len(window) for window in windows])
         members = np.concatenate([np.asarray(window) for window in windows])
         low = np.array([lower[list(window)].max() for window in windows])
         high = np.array([upper[list(window)].max() for window in windows])
-        columns = [[window[min(place, len(window) - 1)] for window in windows] for place in range(max(map(len, windows)))]
+        columns = [
+            [window[min(place, len(window) - 1)] for window in windows] for place in range(max(map(len, windows)))
+        ]
         largest = ex.maximum(*(ex.select(u, column) for column in columns))
         y = self.variable("largest", low, high, largest)
         slack = ex.subtract(ex.select(y, owner), ex.select(u, members))

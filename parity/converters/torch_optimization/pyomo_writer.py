@@ -39,7 +39,9 @@ def to_pyomo(program: Program, solver: str | None, time_limit: float) -> PyomoEm
     rows, row_labels = _rows(model, program, language, known)
     _sets(model, program, known)
     y = ex.write(program.output, language, known)
-    branched = sum(each.size for each in program.variables if each.integer) + sum(each.first.size for each in program.pairs)
+    branched = sum(each.size for each in program.variables if each.integer) + sum(
+        each.first.size for each in program.pairs
+    )
     return PyomoEmbedding(
         lower=program.variables[0].lower,
         upper=program.variables[0].upper,

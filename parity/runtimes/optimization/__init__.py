@@ -5,8 +5,11 @@ One module per kind of artifact of `parity.embedding`. Imports no framework and 
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -75,7 +78,9 @@ class OptimizationRuntime:
         """Residuals of every bound and constraint at the network's own activations, worst first; no solver runs."""
         raise Unsupported(f"{self._name} does not say which variable is which neuron: only its solver can be judged")
 
-    def maximise(self, weights: np.ndarray, fixed: np.ndarray | None = None, start: np.ndarray | None = None) -> Solution:
+    def maximise(
+        self, weights: np.ndarray, fixed: np.ndarray | None = None, start: np.ndarray | None = None
+    ) -> Solution:
         """Maximise weights @ y over the box, or with the inputs fixed; `start` is where a local solver begins."""
         raise NotImplementedError
 
@@ -134,15 +139,13 @@ class Clock:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep a solver's banner, which it writes past Python, off the terminal."""
-    import os
-    import sys
-
+    """Keep a solver's banner, which it writes past Python, and its warnings off the terminal: the status says it."""
     sys.stdout.flush()
     saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 1)
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         os.dup2(saved, 1)
         os.close(saved)

@@ -31,6 +31,7 @@ from parity.runtimes.optimization import (
 
 CONIC = ("highs", "cbc")
 
+
 class CasadiOptimizationRuntime(OptimizationRuntime):
     """Values and derivatives are those of the embedding's expression, by CasADi's algorithmic differentiation."""
 
@@ -68,7 +69,9 @@ class CasadiOptimizationRuntime(OptimizationRuntime):
         ]
         return sorted(found, key=lambda violation: -violation.residual)
 
-    def maximise(self, weights: np.ndarray, fixed: np.ndarray | None = None, start: np.ndarray | None = None) -> Solution:
+    def maximise(
+        self, weights: np.ndarray, fixed: np.ndarray | None = None, start: np.ndarray | None = None
+    ) -> Solution:
         embedding = self.embedding
         lower, upper = (side.copy() for side in embedding.bounds)
         inputs = len(embedding.lower)
@@ -140,7 +143,9 @@ def solve(problem: Problem, solver: str, time_limit: float) -> End:
 
 def _solve_conic(problem: Problem, solver: str, options: dict[str, Any], bounds: Any, time_limit: float) -> Any:
     form = casadi.Function(
-        "form", [problem.x], [casadi.jacobian(problem.rows, problem.x), casadi.gradient(problem.cost, problem.x), problem.rows]
+        "form",
+        [problem.x],
+        [casadi.jacobian(problem.rows, problem.x), casadi.gradient(problem.cost, problem.x), problem.rows],
     )
     count = problem.x.numel()
     matrix, cost, rows_at_zero = form(np.zeros(count))
@@ -175,7 +180,7 @@ def _conic_options(solver: str, time_limit: float) -> dict[str, Any]:
 def _nonlinear_options(solver: str, time_limit: float) -> dict[str, Any]:
     if solver == "bonmin":
         return {"time_limit": time_limit, "integer_tolerance": FEASIBILITY, "tol": FEASIBILITY,
-                "print_level": 0, "bonmin.bb_log_level": 0, "sb": "yes"}  # fmt: skip
+                "print_level": 0, "bb_log_level": 0, "sb": "yes"}  # fmt: skip
     if solver != "ipopt":
         return {}
     return {

@@ -17,7 +17,9 @@ class GurobiOptimizationRuntime(OptimizationRuntime):
 
     embedding: GurobiEmbedding
 
-    def maximise(self, weights: np.ndarray, fixed: np.ndarray | None = None, start: np.ndarray | None = None) -> Solution:
+    def maximise(
+        self, weights: np.ndarray, fixed: np.ndarray | None = None, start: np.ndarray | None = None
+    ) -> Solution:
         import gurobipy
 
         embedding, model = self.embedding, self.embedding.model

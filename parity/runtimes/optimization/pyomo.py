@@ -68,14 +68,20 @@ class PyomoOptimizationRuntime(OptimizationRuntime):
         rows = np.array([float(pyo.value(row.body)) for row in embedding.rows])
         found = [
             *worst(values, *_limits(embedding.variables), embedding.labels),
-            *worst(rows, *_limits(embedding.rows), embedding.row_labels, scale=np.full(len(rows), np.abs(values).max())),
+            *worst(
+                rows, *_limits(embedding.rows), embedding.row_labels, scale=np.full(len(rows), np.abs(values).max())
+            ),
         ]
         return sorted(found, key=lambda violation: -violation.residual)
 
-    def maximise(self, weights: np.ndarray, fixed: np.ndarray | None = None, start: np.ndarray | None = None) -> Solution:
+    def maximise(
+        self, weights: np.ndarray, fixed: np.ndarray | None = None, start: np.ndarray | None = None
+    ) -> Solution:
         embedding = self.embedding
         model = embedding.model
-        inputs = start if start is not None else fixed if fixed is not None else 0.5 * (embedding.lower + embedding.upper)
+        inputs = (
+            start if start is not None else fixed if fixed is not None else 0.5 * (embedding.lower + embedding.upper)
+        )
         if embedding.assign is not None:
             _assign(embedding.variables, embedding.assign(inputs, {}))
         else:

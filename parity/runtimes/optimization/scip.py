@@ -15,7 +15,9 @@ class ScipOptimizationRuntime(OptimizationRuntime):
 
     embedding: ScipEmbedding
 
-    def maximise(self, weights: np.ndarray, fixed: np.ndarray | None = None, start: np.ndarray | None = None) -> Solution:
+    def maximise(
+        self, weights: np.ndarray, fixed: np.ndarray | None = None, start: np.ndarray | None = None
+    ) -> Solution:
         embedding, model = self.embedding, self.embedding.model
         model.freeTransform()
         for index, variable in enumerate(embedding.x):
