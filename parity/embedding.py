@@ -17,7 +17,7 @@ Assign = Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray]
 
 @dataclass(frozen=True)
 class Size:
-    """How large a model is, in scalars. `binaries` also counts the pairs of special ordered sets: both are branched on."""
+    """How large a model is, in scalars. `binaries` also counts special ordered sets: both are branched on."""
 
     variables: int
     constraints: int

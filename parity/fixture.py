@@ -46,7 +46,8 @@ class Parity:
     ) -> list[Record]:
         """Send a case through a chain of converters and check it at every kind of inputs; `speed` times it too.
 
-        `checks` names some of the path's checks, all by default. `benchmark`, pytest-benchmark's fixture, also gets the converted model's evaluation, if it agrees.
+        `checks` names some of the path's checks; by default it is all of them. `benchmark`, pytest-benchmark's fixture,
+        also gets the converted model's evaluation, if it agrees.
 
         A shipped or installed converter runs in a process of its own, one registered by a test runs in this one.
         The test fails if any check does, and is skipped where the converter says no to all of them.

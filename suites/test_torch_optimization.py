@@ -20,7 +20,7 @@ def test_network(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain, checks=(*WITHOUT_SOLVER, "fixed"))
 
 
-@pytest.mark.parity(path="torch-optimization", families=("rectifier", "digits"))
+@pytest.mark.parity(path="torch-optimization", families=("perceptron", "rectifier", "digits"))
 def test_optimum(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain)
 
@@ -32,7 +32,7 @@ def test_speed(parity, parity_case, parity_chain):
 
 @pytest.mark.parity
 def test_adversarial_margin(parity):
-    """How much an image's class still wins under the worst perturbation, by two exact formulations, which must agree."""
+    """How much an image's class still wins under the worst perturbation: two exact formulations must agree."""
     import numpy as np
 
     from parity.cases.case import case_from_id

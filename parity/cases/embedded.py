@@ -92,6 +92,34 @@ def _linear(rng: Random, spec: ModelSpec, width: int) -> Arguments:
     return {"in_features": prod(spec.output_shape), "out_features": width, "bias": bias}
 
 
+PERCEPTRONS: tuple[tuple[str, Arguments, bool], ...] = (
+    ("ReLU", {}, True),
+    ("ReLU", {}, False),
+    ("Sigmoid", {}, True),
+    ("Tanh", {}, True),
+    ("Softplus", {}, True),
+    ("Softplus", {"beta": 3.0}, True),
+    ("LeakyReLU", {"negative_slope": 0.1}, True),
+    ("ELU", {}, True),
+    ("GELU", {}, True),
+    ("GELU", {"approximate": "tanh"}, True),
+    ("SiLU", {}, True),
+    ("Hardtanh", {}, True),
+    ("Softmax", {"dim": 1}, True),
+    ("LayerNorm", {"normalized_shape": [4]}, True),
+    ("BatchNorm1d", {"num_features": 4}, True),
+    ("Dropout", {}, True),
+)
+"""Activation, its arguments, and whether the linear layers around it have a bias."""
+
+
+def perceptron(rng: Random, seed: int, number: int) -> ModelSpec:
+    """One layer between two linear ones, 2-4-1: the smallest network in which a converter can get that layer wrong."""
+    name, arguments, bias = PERCEPTRONS[number]
+    spec = append(ModelSpec(((2,),), ()), "Linear", {"in_features": 2, "out_features": 4, "bias": bias})
+    return append(append(spec, name, arguments), "Linear", {"in_features": 4, "out_features": 1, "bias": bias})
+
+
 def surrogate(rng: Random, seed: int, number: int) -> ModelSpec:
     """The two networks that formulations are timed on: rectifiers and tanh, 2-8-8-1."""
     activation = ("ReLU", "Tanh")[number]

@@ -1,8 +1,9 @@
 """Families of cases: every layer by its own name, and the kinds of models that a vocabulary's source is known for.
 
 For torch: `dag` (random graphs), `recipe` (the networks of a well-known PyTorch-to-CasADi recipe), `network` (the
-networks that speed is measured on) and `pendulum` (a dynamics model trained on the spot). For solvers: `sequential`,
-`rectifier`, `surrogate` (the networks that formulations are timed on) and `digits` (a classifier trained on the spot).
+networks that speed is measured on) and `pendulum` (a dynamics model trained on the spot). For solvers: `perceptron`,
+`sequential`, `rectifier`, `surrogate` (the networks that formulations are timed on) and `digits` (a classifier trained
+on the spot).
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def families(source: str = "torch") -> dict[str, Family]:
         Family("pendulum", 1, _pendulum, initialise=_train_pendulum),
         Family("sequential", 20, embedded.sequential, random=True),
         Family("rectifier", 10, embedded.rectifier, random=True),
+        Family("perceptron", len(embedded.PERCEPTRONS), embedded.perceptron),
         Family("surrogate", 2, embedded.surrogate),
         Family("digits", 1, embedded.digits, initialise=_train_digits),
         Family("dag", 50, lambda rng, seed, number: generate(rng, vocabulary), random=True),

@@ -141,7 +141,8 @@ def _judge(error: float, truth: float, allowed: float, dtype: str, message: str)
 def _trouble(target: Any, solutions: list[Any], words: str, dtype: str) -> Finding | None:
     """A finding where the solver gave no point to judge, or ran out of time."""
     outcomes = {solution.outcome for solution in solutions}
-    nothing = Comparison(*[float("nan")] * 6, False)
+    nan = float("nan")
+    nothing = Comparison(nan, nan, nan, nan, nan, nan, passed=False)
     if "infeasible" in outcomes:
         return Finding(FAIL, nothing, f"infeasible, where the network has a value: a bound or row is wrong; {words}")
     if (outcomes & {"stuck", "limit"}) and target.embedding.kinks and target.embedding.local:

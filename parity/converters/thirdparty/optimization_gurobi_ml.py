@@ -1,4 +1,4 @@
-"""gurobi-machinelearning: https://github.com/Gurobi/gurobi-machinelearning (gurobipy's own licence takes small models)"""
+"""gurobi-machinelearning: https://github.com/Gurobi/gurobi-machinelearning (its pip licence takes small models)"""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def gurobi_ml(model: Any, example: tuple[Any, ...], *, box: tuple[Any, Any] | No
     lower, upper = box_of(example, box or BOX)
     environment = gurobipy.Env(params={"OutputFlag": 0})
     gurobi = gurobipy.Model(env=environment)
-    x = gurobi.addMVar((1, len(lower)), lb=lower, ub=upper)
+    x: Any = gurobi.addMVar((1, len(lower)), lb=lower, ub=upper)
     outputs = layers(example[0]).numel()
-    y = gurobi.addMVar((1, outputs), lb=-gurobipy.GRB.INFINITY)
+    y: Any = gurobi.addMVar((1, outputs), lb=-gurobipy.GRB.INFINITY)
     try:
         add_predictor_constr(gurobi, layers, x, y)
     except (ModelConfigurationError, NoModel, NoSolution, ParameterError) as error:
@@ -44,6 +44,6 @@ def gurobi_ml(model: Any, example: tuple[Any, ...], *, box: tuple[Any, Any] | No
         time_limit=TIME_LIMIT,
         size=Size(gurobi.NumVars, gurobi.NumConstrs + gurobi.NumGenConstrs, gurobi.NumBinVars + gurobi.NumGenConstrs),
         model=gurobi,
-        x=x.tolist()[0],
-        y=y.tolist()[0],
+        x=list(x.tolist()[0]),
+        y=list(y.tolist()[0]),
     )

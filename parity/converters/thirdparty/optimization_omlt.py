@@ -35,7 +35,7 @@ def _embed(model: Any, example: tuple[Any, ...], box: tuple[Any, Any] | None, fo
     from parity.converters.thirdparty.optimization_chain import BOX, TIME_LIMIT, box_of, line
     from parity.embedding import PyomoEmbedding, Size, activation_error
 
-    lower, upper = box_of(example, box or BOX)
+    lower, upper = box_of(example, box or BOX, vectors=False)
     network = _network(model, example, lower, upper)
     whole = pyo.ConcreteModel()
     whole.net = OmltBlock()
@@ -79,7 +79,7 @@ def _network(model: Any, example: tuple[Any, ...], lower: Any, upper: Any) -> An
 
     from parity.converters.thirdparty.optimization_chain import line
 
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # it is deprecated, and the new one takes Softplus apart
         torch.onnx.export(model, example, buffer, dynamo=False)

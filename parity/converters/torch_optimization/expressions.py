@@ -105,7 +105,7 @@ def affine(matrix: Any, operand: Expression, offset: Any = 0.0) -> Expression:
     return Affine(lower, upper, matrix, operand, offset)
 
 
-def select(operand: Expression, indices: Sequence[int]) -> Expression:
+def select(operand: Expression, indices: Any) -> Expression:
     """Elements of an expression, in that order."""
     if list(indices) == list(range(operand.size)):
         return operand
@@ -125,7 +125,8 @@ def scale(factor: Any, operand: Expression, offset: Any = 0.0) -> Expression:
 
 
 def add(*parts: Expression) -> Expression:
-    return Combination(sum(part.lower for part in parts), sum(part.upper for part in parts), "sum", parts)
+    lower, upper = np.sum([part.lower for part in parts], axis=0), np.sum([part.upper for part in parts], axis=0)
+    return Combination(lower, upper, "sum", parts)
 
 
 def subtract(first: Expression, second: Expression) -> Expression:

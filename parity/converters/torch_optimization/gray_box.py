@@ -70,8 +70,8 @@ class _External(casadi.Callback):
     def get_sparsity_out(self, index: int) -> casadi.Sparsity:
         return casadi.Sparsity.dense(*self.sizes_out[index])
 
-    def eval(self, arguments: list[Any]) -> list[Any]:
-        return [casadi.DM(result) for result in self.function(*(np.asarray(each.full()) for each in arguments))]
+    def eval(self, arg: Any) -> list[Any]:
+        return [casadi.DM(result) for result in self.function(*(np.asarray(each.full()) for each in arg))]
 
 
 class Network(_External):

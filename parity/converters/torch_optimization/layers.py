@@ -32,7 +32,7 @@ def _doubled(layer: nn.Module) -> nn.Module:
 def affine_layer(layer: nn.Module, x: Value) -> Value:
     """Every option of an affine layer at once: unit vectors go through torch's own layer, without its bias."""
     whole = _doubled(layer)
-    linear = _doubled(layer)
+    linear: Any = _doubled(layer)
     if getattr(linear, "bias", None) is not None:
         linear.bias = None
     with torch.no_grad():

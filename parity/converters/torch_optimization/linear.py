@@ -24,7 +24,7 @@ Form = tuple[sp.csr_array, np.ndarray]
 
 
 class Coefficients:
-    """A language in which every expression is a matrix and an offset over all variables; None where it is not linear."""
+    """A language in which an expression is a matrix and an offset over all variables, or None: not linear."""
 
     def affine(self, matrix: sp.csr_array, operand: Form | None, offset: np.ndarray) -> Form | None:
         return None if operand is None else (sp.csr_array(matrix @ operand[0]), matrix @ operand[1] + offset)
@@ -34,7 +34,7 @@ class Coefficients:
         if len(known) < len(parts) or kind not in ("sum", "stack"):
             return None
         if kind == "sum":
-            return sp.csr_array(sum(part[0] for part in known)), sum(part[1] for part in known)
+            return sp.csr_array(sum(part[0] for part in known)), np.sum([part[1] for part in known], axis=0)
         return sp.csr_array(sp.vstack([part[0] for part in known])), np.concatenate([part[1] for part in known])
 
     def apply(self, function: str, operand: Form | None, parameters: tuple[float, ...], bounds: Expression) -> None:

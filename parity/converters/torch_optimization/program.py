@@ -71,8 +71,10 @@ class Program:
 
     def assign(self, x: np.ndarray, activations: Mapping[str, np.ndarray]) -> np.ndarray:
         """Every variable's value: a layer's true output where `activations` has it, else what follows from others."""
-        given = {variable: activations[layer] for layer, variable in self.results.items() if layer in activations}
-        values: dict[Expression, np.ndarray] = {self.variables[0]: x, **given}
+        values: dict[Expression, np.ndarray] = {self.variables[0]: x}
+        for layer, variable in self.results.items():
+            if layer in activations:
+                values[variable] = activations[layer]
         for variable in self.variables[1:]:
             if variable not in values:
                 assert variable.witness is not None, "only the input has no witness"

@@ -146,7 +146,7 @@ class Scalars:
         if function == "gelu":
             raise Unsupported("Pyomo has no error function: use approximate='tanh', or a casadi converter")
         if function == "softplus" and (parameters[0] * bounds.upper > parameters[1]).any():
-            raise Unsupported(f"the input may exceed threshold={parameters[1]:g}, where Softplus switches to the identity: "
+            raise Unsupported(f"its input may exceed threshold={parameters[1]:g}, where Softplus becomes the identity: "
                               "make the box smaller, or use a casadi converter")  # fmt: skip
         return [self._named(self.functions[function](element, *parameters)) for element in operand]
 

@@ -113,7 +113,7 @@ def flat(inputs: Arrays) -> np.ndarray:
 def worst(
     values: np.ndarray, lower: np.ndarray, upper: np.ndarray, labels: Any, *, scale: np.ndarray | None = None
 ) -> Iterator[Violation]:
-    """How far values lie outside their bounds: the worst of each label, relative to 1 + the size of what is compared."""
+    """How far values lie outside their bounds: the worst of each label, relative to 1 + their size."""
     with np.errstate(invalid="ignore"):
         amount = np.maximum(np.maximum(lower - values, values - upper), 0.0)
     amount = np.where(np.isnan(values), np.inf, amount)

@@ -121,8 +121,10 @@ def _by_pyomo(embedding: PyomoEmbedding) -> tuple[str, str]:
     from pyomo.contrib.solver.common.factory import SolverFactory
 
     if embedding.solver == "highs" and "casadi" in sys.modules:
-        raise Unsupported("highspy and CasADi each bring a HiGHS, and one process holds only one of them (highspy cannot "
-                          'be imported, or the process crashes at its end): take solver="casadi:highs"')  # fmt: skip
+        raise Unsupported(
+            "highspy and CasADi each bring a HiGHS, and one process holds only one of them (highspy is not "
+            'importable, or the process crashes at its end): take solver="casadi:highs"'
+        )
     solver = SolverFactory(PLUGINS.get(embedding.solver, embedding.solver))
     if solver is None or not solver.available():
         raise Unsupported(f"solver {embedding.solver!r} is not installed here, or Pyomo does not find it")

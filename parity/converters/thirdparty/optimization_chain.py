@@ -17,6 +17,7 @@ ERROR = FEASIBILITY
 def chain(model: Any) -> Any:
     """The model as a `torch.nn.Sequential`; raises Unsupported where it is none."""
     import torch
+    import torch.fx
 
     if isinstance(model, torch.nn.Sequential):
         return model
@@ -36,10 +37,12 @@ def chain(model: Any) -> Any:
     return torch.nn.Sequential(*layers)
 
 
-def box_of(example: tuple[Any, ...], box: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The box as two vectors; raises Unsupported for several inputs."""
+def box_of(example: tuple[Any, ...], box: tuple[Any, Any], *, vectors: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """The box as two vectors; raises Unsupported for anything but one vector of inputs."""
     if len(example) != 1:
         raise Unsupported(f"it takes models of one input, not {len(example)}")
+    if vectors and example[0].ndim != 2:
+        raise Unsupported(f"it takes one vector of inputs, not a tensor of shape {tuple(example[0].shape)}")
     size = example[0].numel()
     lower, upper = (np.broadcast_to(np.asarray(side, float).ravel(), (size,)).copy() for side in box)
     return lower, upper
