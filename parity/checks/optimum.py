@@ -130,7 +130,7 @@ def _judge(error: float, truth: float, allowed: float, dtype: str, message: str)
         error_ratio=float(error / allowed * LIMITS[dtype]),
         max_abs=float(error),
         max_rel=float(error / max(abs(truth), eps)),
-        max_ulp=float(error / np.spacing(abs(truth))),
+        max_ulp=float(error / (eps * max(abs(truth), eps))),
         rtol_needed=float(error / max(abs(truth), eps)),
         atol_needed=float(error),
         passed=passed,

@@ -97,7 +97,7 @@ def affine(matrix: Any, operand: Expression, offset: Any = 0.0) -> Expression:
     matrix = sp.csr_array(matrix)
     matrix.eliminate_zeros()
     offset = np.broadcast_to(np.asarray(offset, float), matrix.shape[:1]).copy()
-    if isinstance(operand, Affine) and not operand.offset.any() and _selects(operand.matrix):
+    if isinstance(operand, Affine) and not operand.offset.any() and selects(operand.matrix):
         matrix, operand = sp.csr_array(matrix @ operand.matrix), operand.operand  # selecting rounds nothing
     rising, falling = matrix.maximum(0), matrix.minimum(0)
     lower = rising @ operand.lower + falling @ operand.upper + offset
@@ -178,8 +178,8 @@ def softmax(operand: Expression, groups: Sequence[Sequence[int]]) -> Expression:
     return Softmax(lower, upper, operand, tuple(tuple(group) for group in groups))
 
 
-def _selects(matrix: sp.csr_array) -> bool:
-    """Every row holds a single one, or nothing."""
+def selects(matrix: sp.csr_array) -> bool:
+    """Every row of the matrix holds a single one, or nothing."""
     return bool((np.diff(matrix.indptr) <= 1).all() and (matrix.data == 1).all())
 
 

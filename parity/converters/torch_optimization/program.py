@@ -136,10 +136,7 @@ class Builder:
     def leave(self, value: Value) -> Value:
         """What the layer gave: in full space, a variable of its own unless it is one, or only selects."""
         result = value.expression
-        selects = isinstance(result, ex.Affine) and not result.offset.any() and ex._selects(result.matrix)
-        if self.full and not isinstance(result, Variable) and not selects:
-            if isinstance(result, ex.Combination) and result.kind == "stack":
-                return value
+        if self.full and not _rearranges(result):
             result = self.variable("output", result.lower, result.upper, result)
             assert result.witness is not None
             self.constrain("equation", ex.subtract(result, result.witness), 0.0, 0.0)
@@ -256,6 +253,15 @@ class Builder:
     def _require_finite(self, lower: np.ndarray, upper: np.ndarray) -> None:
         if not (np.isfinite(lower).all() and np.isfinite(upper).all()):
             raise Unsupported("big-M needs finite bounds on what it is applied to: give a finite box of inputs")
+
+
+def _rearranges(expression: Expression) -> bool:
+    """Only variables, in some order: there is nothing to compute."""
+    if isinstance(expression, ex.Affine):
+        return not expression.offset.any() and ex.selects(expression.matrix) and _rearranges(expression.operand)
+    if isinstance(expression, ex.Combination):
+        return expression.kind == "stack" and all(_rearranges(part) for part in expression.parts)
+    return isinstance(expression, Variable)
 
 
 def _first_largest(u: Expression, largest: Expression, windows: Sequence[Sequence[int]]) -> Expression:

@@ -144,7 +144,9 @@ class Scalars:
 
     def apply(self, function: str, operand: list[Any], parameters: tuple[float, ...], bounds: Expression) -> list[Any]:
         if function == "gelu":
-            raise Unsupported("Pyomo has no error function: use approximate='tanh', or a casadi converter")
+            raise Unsupported(
+                "GELU needs the error function, which Pyomo lacks: use approximate='tanh' or a casadi converter"
+            )
         if function == "softplus" and (parameters[0] * bounds.upper > parameters[1]).any():
             raise Unsupported(f"its input may exceed threshold={parameters[1]:g}, where Softplus becomes the identity: "
                               "make the box smaller, or use a casadi converter")  # fmt: skip
