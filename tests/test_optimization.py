@@ -268,7 +268,7 @@ def test_what_cannot_be_converted_is_named(model: nn.Module, shape: tuple[int, .
 def test_pyomo_says_which_functions_it_lacks() -> None:
     with pytest.raises(Unsupported, match="GELU needs the error function"):
         convert(nn.Sequential(nn.GELU()), "pyomo-full-space")
-    with pytest.raises(Unsupported, match=r"Softplus.*threshold=0\.5"):
+    with pytest.raises(Unsupported, match=r"threshold=0\.5"):
         convert(nn.Sequential(nn.Softplus(1.0, 0.5)), "pyomo-reduced-space")
 
 

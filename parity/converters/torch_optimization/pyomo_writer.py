@@ -148,8 +148,10 @@ class Scalars:
                 "GELU needs the error function, which Pyomo lacks: use approximate='tanh' or a casadi converter"
             )
         if function == "softplus" and (parameters[0] * bounds.upper > parameters[1]).any():
-            raise Unsupported(f"its input may exceed threshold={parameters[1]:g}, where Softplus becomes the identity: "
-                              "make the box smaller, or use a casadi converter")  # fmt: skip
+            raise Unsupported(
+                f"Softplus(beta={parameters[0]:g}, threshold={parameters[1]:g}) may become the identity in the box, and "
+                "Pyomo has no switch: make the box smaller, or use a casadi converter"
+            )
         return [self._named(self.functions[function](element, *parameters)) for element in operand]
 
     def softmax(self, operand: list[Any], groups: tuple[tuple[int, ...], ...]) -> list[Any]:
