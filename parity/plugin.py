@@ -89,7 +89,7 @@ def _suites_folder() -> Path:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "parity(path=…, families=…, cases=…): a parity test, run with --parity only; "
+        "parity(path=…, families=…, cases=…, without=…): a parity test, run with --parity only; "
         "gives the fixtures parity_case and parity_chain one random case and converter each.",
     )
     config.stash[SETTINGS] = settings = _settings(config)
@@ -213,7 +213,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _parameters(
-    settings: Settings, names: Sequence[str], path: str, families: Any = None, cases: int | None = None
+    settings: Settings,
+    names: Sequence[str],
+    path: str,
+    families: Any = None,
+    cases: int | None = None,
+    without: Sequence[str] = (),
 ) -> list[Any]:
     from parity.cases.case import case_ids
     from parity.paths import path as path_named
@@ -225,7 +230,9 @@ def _parameters(
     families = (families,) if isinstance(families, str) else families
     count = settings.cases if settings.cases is not None else cases
     ids = case_ids(families, settings.seed, count, way.source)
-    chains: list[Any] = settings.chains(way) if "parity_chain" in names else [None]
+    chains: list[Any] = [None]
+    if "parity_chain" in names:
+        chains = [chain for chain in settings.chains(way) if chain.name not in without]
     options = [(chain, case) for chain in chains for case in (ids if "parity_case" in names else [None])]
     return [
         pytest.param(*(value for value in (chain, case) if value is not None), id="-".join(

@@ -10,8 +10,22 @@ LAYERS = (
 WITHOUT_SOLVER = ("value", "trace", "jacobian", "hessian")
 
 
-@pytest.mark.parity(path="torch-optimization", families=LAYERS)
+KINKED = ("ReLU", "ReLU6", "LeakyReLU", "Hardtanh", "ELU", "MaxPool2d")
+FORMULATIONS = ("casadi-big-m", "casadi-complementarity", "casadi-sos1", "pyomo-big-m", "pyomo-complementarity",
+                "pyomo-sos1")  # fmt: skip
+"""They differ from the forms in layers with kinks only."""
+BY_SOLVER = ("casadi-gray-box", "gurobi-ml", "omlt-complementarity", "omlt-full-space", "omlt-reduced-space",
+             "pyscipopt-ml")  # fmt: skip
+"""They have no constraints of a single layer to look into: whole networks, solved, judge them."""
+
+
+@pytest.mark.parity(path="torch-optimization", families=LAYERS, without=(*FORMULATIONS, *BY_SOLVER))
 def test_layer(parity, parity_case, parity_chain):
+    parity.run(parity_case, parity_chain, checks=WITHOUT_SOLVER)
+
+
+@pytest.mark.parity(path="torch-optimization", families=KINKED, without=BY_SOLVER)
+def test_kinked_layer(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain, checks=WITHOUT_SOLVER)
 
 

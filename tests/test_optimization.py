@@ -360,3 +360,9 @@ def test_two_exact_formulations_agree_on_the_margin_of_a_digit() -> None:
         assert worst == pytest.approx(margins[-1], abs=1e-7)
     assert margins[0] == pytest.approx(margins[1], abs=1e-7)
     assert margins[0] < float(model(torch.zeros(1, 64, dtype=torch.float64)).detach())
+
+
+def test_records_hold_builtins_only() -> None:
+    x = np.zeros((1, 2))
+    found = verdicts(rectifier(), convert(rectifier(), "casadi-big-m"), x, "trace", "fixed", "optimum")
+    assert all(record.to_plain() for record in found.values())

@@ -125,7 +125,7 @@ def _allowed(source: Any, target: Any, x: np.ndarray, inputs: Arrays, weights: n
 
 def _judge(error: float, truth: float, allowed: float, dtype: str, message: str) -> Finding:
     passed = bool(error <= allowed)
-    eps = np.finfo(np.float64).eps
+    eps = float(np.finfo(np.float64).eps)
     comparison = Comparison(
         error_ratio=float(error / allowed * LIMITS[dtype]),
         max_abs=float(error),

@@ -149,8 +149,8 @@ class Scalars:
             )
         if function == "softplus" and (parameters[0] * bounds.upper > parameters[1]).any():
             raise Unsupported(
-                f"Softplus(beta={parameters[0]:g}, threshold={parameters[1]:g}) may become the identity in the box, and "
-                "Pyomo has no switch: make the box smaller, or use a casadi converter"
+                f"Softplus(beta={parameters[0]:g}, threshold={parameters[1]:g}) may switch to the identity in the box, "
+                "which Pyomo cannot: make the box smaller, or use a casadi converter"
             )
         return [self._named(self.functions[function](element, *parameters)) for element in operand]
 
