@@ -50,6 +50,5 @@ def require_inside(target: Any, inputs: Arrays) -> None:
 
 def _comparison(residual: float, amount: float, dtype: str) -> Comparison:
     ratio = residual / TOLERANCE * LIMITS[dtype]
-    return Comparison(
-        ratio, amount, residual, amount / np.finfo(np.float64).eps, residual, amount, residual <= TOLERANCE
-    )
+    ulp = amount / float(np.finfo(np.float64).eps)
+    return Comparison(ratio, amount, residual, ulp, residual, amount, residual <= TOLERANCE)
