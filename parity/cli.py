@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
                        help="Keras to torch: the source; the state dict is written beside it, as FILE.pt")  # fmt: skip
     files.add_argument("--output", metavar="STEM", help="files are named STEM.prototxt, STEM.caffemodel, …")
     convert.add_argument("--input-shape", metavar="1,12", action="append", type=_shape, default=[],
-                         help="shape of an input, batch axis first; an .onnx file of static shapes needs none")  # fmt: skip
+                         help="shape of an input, batch first; an .onnx file of static shapes needs none")  # fmt: skip
     convert.add_argument("--converter", default="reference", help="default: %(default)s")
     convert.add_argument("--layout", choices=["nhwc", "nchw"], default="nhwc",
                          help="Keras: of images at inputs and outputs; default: %(default)s")  # fmt: skip
