@@ -51,6 +51,7 @@ PATHS = (
     Path("torch-onnx", packages=ONNX, extra="onnx"),
     Path("torch-onnx-caffe", packages=(*ONNX, "cv2"), extra="caffe"),
     Path("torch-onnx-caffe-onnx-torch", packages=(*ONNX, "cv2"), extra="caffe"),
+    Path("torch-optimization", packages=("torch", "casadi", "pyomo"), extra="optimization"),
 )
 
 

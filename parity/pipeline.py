@@ -17,6 +17,8 @@ import numpy as np
 
 from parity.checks.blame import first_diverging
 from parity.checks.derivatives import check_hessian, check_jacobian, check_vjp, projection
+from parity.checks.optimum import check_fixed, check_optimum, search_call
+from parity.checks.trace import check_trace
 from parity.checks.training import check_structure, check_training
 from parity.checks.value import check_value
 from parity.checks.verdict import Finding
@@ -35,7 +37,12 @@ CHECKS = {
     "vjp": check_vjp,
     "structure": check_structure,
     "training": check_training,
+    "trace": check_trace,
+    "fixed": check_fixed,
+    "optimum": check_optimum,
 }
+SOURCE_CALLS = {"optimum": search_call}
+"""How the source does the work of a check, where that is no evaluation."""
 
 
 class Subject(Protocol):
@@ -84,11 +91,22 @@ PLANS = {
         Point("training", batch=4),
     ),
     "keras-torch application": (Point("value"), Point("value", batch=4), Point("structure")),
+    "torch-optimization": (
+        *(Point("value", regime, batch=8) for regime in ("unit", "corner")),
+        *(Point("trace", regime, batch=8) for regime in ("unit", "corner")),
+        Point("jacobian", "unit"),
+        Point("hessian", "unit"),
+        *(Point("fixed", regime) for regime in ("unit", "corner")),
+        Point("optimum", "unit"),
+    ),
 }
 """Where it is another: on a path, or in one family there. A gradient replaces Jacobians where outputs are many and
-batches large. Whole applications are costly, and deep enough for rounding to flip a ReLU, which a gradient shows."""
+batches large. Whole applications are costly, and deep enough for rounding to flip a ReLU, which a gradient shows. A
+network inside a solver's model holds for inputs in [-1, 1]: it is checked without a solver first, then with it."""
 SPEED_BATCHES = {"keras-torch": (1, 64)}
 """Sizes of the batches that speed is measured for; elsewhere 1."""
+SPEED_REGIMES = {"torch-optimization": "unit"}
+"""The inputs that speed is measured at; elsewhere `normal`."""
 
 
 def plan_of(path: str, family: str = "") -> tuple[Point, ...]:
@@ -97,12 +115,12 @@ def plan_of(path: str, family: str = "") -> tuple[Point, ...]:
 
 
 def timed(plan: Sequence[Point], path: str = "") -> tuple[Point, ...]:
-    """The same plan with every check timed at normal inputs, for batches of the path's sizes."""
-    batches = SPEED_BATCHES.get(path, (1,))
-    added = [Point("value", batch=batch) for batch in batches if Point("value", batch=batch) not in plan]
-    points = (*plan, *added)
-    calls = ("value", "jacobian", "hessian", "vjp")
-    chosen = {p for p in points if p.check in calls and p.regime == "normal" and p.batch in batches}
+    """The same plan with every check timed at usual inputs, for batches of the path's sizes."""
+    batches, regime = SPEED_BATCHES.get(path, (1,)), SPEED_REGIMES.get(path, "normal")
+    values = [Point("value", regime, batch) for batch in batches]
+    points = (*plan, *(point for point in values if point not in plan))
+    calls = ("value", "jacobian", "hessian", "vjp", "fixed", "optimum")
+    chosen = {p for p in points if p.check in calls and p.regime == regime and p.batch in batches}
     return tuple(replace(point, timed=point.batch if point in chosen else 0) for point in points)
 
 
@@ -167,6 +185,7 @@ class _Examination:
             conversion = convert_along(self.chain, self.source.model, self.example)
             target = runtime_for(conversion.artifacts[-1], self.base.dtype)
             known = {"convert_ms": conversion.milliseconds, "artifact_bytes": target.artifact_bytes}
+            known |= getattr(target, "model_size", {})
         except Exception as error:
             for point in plan:
                 yield self._record(point, **_refusal(error))
@@ -187,9 +206,10 @@ class _Examination:
             columns = _columns(finding)
             if finding.verdict == FAIL:
                 with suppress(Exception):  # that it is wrong stands, also where it cannot be said what is to blame
-                    columns |= self._blame(point, conversion, inputs)
-            elif point.timed:
-                columns |= self._speed(point, tuple(array[: point.timed] for array in inputs), target)
+                    blame = {"blame_layer": finding.layer} if finding.layer else {}
+                    columns |= blame or self._blame(point, conversion, inputs)
+            elif point.timed and finding.comparison:
+                columns |= self._speed(point, tuple(array[: point.timed] for array in inputs), target, finding.message)
         except Exception as error:
             return _refusal(error)
         return columns
@@ -226,21 +246,25 @@ class _Examination:
         remark = self.reference.remark(layer)
         return {"blame_stage": stage, "blame_layer": layer, **({"message": remark} if remark else {})}
 
-    def _speed(self, point: Point, inputs: Arrays, target: Any) -> dict[str, Any]:
+    def _speed(self, point: Point, inputs: Arrays, target: Any, message: str) -> dict[str, Any]:
         weights = projection(self.reference.value(inputs).shape[1])
         model, check = self.source.model, point.check
 
         def build_source() -> Any:
-            return runtime_for(model, self.base.dtype).caller(check, inputs, weights)
+            runtime = runtime_for(model, self.base.dtype)
+            if check in SOURCE_CALLS:
+                return SOURCE_CALLS[check](runtime, target, inputs, weights)
+            return runtime.caller(check, inputs, weights)
 
         def build_target() -> Any:
             artifact = convert_along(self.chain, model, self.example).artifacts[-1]
             return runtime_for(artifact, self.base.dtype).caller(check, inputs, weights)
 
         speed = compare_speed(build_source, build_target)
-        ways = f"{target.caller_description(check)} against {self.source.caller_description(check)}"
+        own = "random search by the source" if check in SOURCE_CALLS else self.source.caller_description(check)
+        ways = f"{target.caller_description(check)} against {own}"
         return {
-            "message": f"{speed.verdict}: {ways}; {speed.builds} fresh builds",
+            "message": "; ".join(filter(None, (message, f"{speed.verdict}: {ways}; {speed.builds} fresh builds"))),
             "source_us": speed.source_us,
             "target_us": speed.target_us,
             "speed_ratio": speed.ratio,

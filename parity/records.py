@@ -35,6 +35,7 @@ class Record:
     are the smallest tolerances that `torch.testing.assert_close` would have needed, the other one at its default.
     Times: `convert_ms` in milliseconds, `source_us` and `target_us` in microseconds per call, `speed_ratio` is
     source time / target time (above 1: the converted model is faster), `speed_low` and `speed_high` its interval.
+    `variables`, `constraints` and `binaries` are the size of a solver's model.
     """
 
     run: str = ""
@@ -65,6 +66,9 @@ class Record:
     speed_low: float | None = None
     speed_high: float | None = None
     artifact_bytes: int | None = None
+    variables: int | None = None
+    constraints: int | None = None
+    binaries: int | None = None
     reproducer: str = ""
 
     def to_plain(self) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 For every source: `dag` (random graphs). For torch: `recipe` (the networks of a well-known PyTorch-to-CasADi recipe),
 `network` (the networks that speed is measured on), `pendulum` (a dynamics model trained on the spot), `vocabulary`
-(each layer once) and the convolutional networks of `parity.cases.cnn`. For Keras: `network` (among them that of a
-well-known Keras-to-PyTorch recipe), `digits` (a classifier of handwritten digits, trained on the spot) and
-`application` (of `keras.applications`, with random weights).
+(each layer once) and the convolutional networks of `parity.cases.cnn`; for solvers `perceptron`, `sequential`,
+`rectifier`, `surrogate` (the networks that formulations are timed on) and `digits` (a classifier trained on the spot)
+of `parity.cases.embedded`. For Keras: `network` (among them that of a well-known Keras-to-PyTorch recipe), `digits` (a
+classifier of handwritten digits, trained on the spot) and `application` (of `keras.applications`, with random weights).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-from parity.cases import cnn
+from parity.cases import cnn, embedded
 from parity.cases.generate import generate, generate_layer
 from parity.cases.keras_layers import APPLICATIONS, KERAS
 from parity.cases.spec import ModelSpec, Node, Shape
@@ -120,6 +121,10 @@ def _train_pendulum(model: Any, seed: object) -> None:
     train(model, seed)
 
 
+def _train_margin(model: Any, seed: object) -> None:
+    embedded.train_digits(model, seed)
+
+
 def _keras_network(rng: Random, seed: int, number: int) -> ModelSpec:
     """The network of a well-known Keras-to-PyTorch recipe; a small perceptron; a recurrent network."""
     same = {"kernel_size": 3, "padding": "same", "activation": "relu"}
@@ -164,6 +169,11 @@ OWN = {
         Family("pendulum", 1, _pendulum, initialise=_train_pendulum),
         Family("vocabulary", len(LAYERS), _of_vocabulary),
         *(_network_family(name) for name in cnn.FAMILIES),
+        Family("sequential", 8, embedded.sequential, random=True),
+        Family("rectifier", 5, embedded.rectifier, random=True),
+        Family("perceptron", len(embedded.PERCEPTRONS), embedded.perceptron),
+        Family("surrogate", 2, embedded.surrogate),
+        Family("digits", 1, embedded.digits, initialise=_train_margin),
     ),
     "keras": (
         Family("network", 3, _keras_network),

@@ -22,6 +22,10 @@ REGIMES = ("normal", "large", "tiny", "zeros", "saturating")
 """Inputs: N(0, 1); times 1000; times 1e-6; half of the elements exactly 0; of size 20 to 100 (activations saturate)."""
 
 
+BOX_REGIMES = ("unit", "corner")
+"""Inputs to models that hold in a box only: uniform in [-1, 1]; and -1, 0 or 1 each, which meets bounds and ties."""
+
+
 def random_state(*words: object) -> np.random.RandomState:
     """A generator seeded by words; the same words give the same stream everywhere."""
     return np.random.RandomState(crc32("/".join(map(str, words)).encode()))
@@ -29,7 +33,9 @@ def random_state(*words: object) -> np.random.RandomState:
 
 def draw_inputs(seed: object, regime: str, batch: int, shapes: tuple[Shape, ...]) -> tuple[np.ndarray, ...]:
     """One float64 array of shape (batch, *shape) per input, every element a float32 number. Raises KeyError."""
-    scale = {"normal": 1.0, "large": 1e3, "tiny": 1e-6, "zeros": 1.0, "saturating": 0.0}[regime]
+    scale = {"normal": 1.0, "large": 1e3, "tiny": 1e-6, "zeros": 1.0}.get(regime, 0.0)
+    if regime not in (*REGIMES, *BOX_REGIMES):
+        raise KeyError(regime)
     arrays = []
     for index, shape in enumerate(shapes):
         rng = random_state(seed, regime, batch, index)
@@ -38,6 +44,10 @@ def draw_inputs(seed: object, regime: str, batch: int, shapes: tuple[Shape, ...]
             array[rng.uniform(size=array.shape) < 0.5] = 0.0
         if regime == "saturating":
             array = rng.uniform(20, 100, array.shape) * rng.choice((-1.0, 1.0), array.shape)
+        if regime == "unit":
+            array = rng.uniform(-1, 1, array.shape)
+        if regime == "corner":
+            array = rng.choice((-1.0, 0.0, 1.0), array.shape)
         arrays.append(array.astype(np.float32).astype(np.float64))
     return tuple(arrays)
 

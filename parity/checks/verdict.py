@@ -16,6 +16,8 @@ class Finding:
     comparison: Comparison | None
     """None where no arrays are compared."""
     message: str = ""
+    layer: str = ""
+    """The layer that it blames, where the check itself can tell."""
 
 
 def judge(comparison: Comparison) -> Finding:

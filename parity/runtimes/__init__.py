@@ -71,6 +71,12 @@ class SourceRuntime(Runtime, Protocol):
     def example(self, inputs: Arrays) -> tuple[Any, ...]:
         """The inputs as tensors of the source's own framework, in this runtime's precision."""
 
+    def activations(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The output of every operation by its name, shape (batch, elements); without names that occur twice."""
+
+    def amplification(self, inputs: Arrays, projection: np.ndarray) -> float:
+        """By how much errors of one unit in all intermediate values may add up in `projection @ outputs`."""
+
     def prefixes(self, inputs: Arrays) -> Iterator[tuple[str, Any]]:
         """The model up to each of its operations, shortest first, with the operation's name."""
 
@@ -84,6 +90,22 @@ _RUNTIMES = {
     "parity.caffe_format.model.CaffeModel": ("caffe", "parity.runtimes.caffe", "runtime"),
     "keras.src.models.model.Model": ("keras", "parity.runtimes.keras", "KerasRuntime"),
     "casadi.casadi.Function": ("casadi", "parity.runtimes.casadi", "CasadiRuntime"),
+    "parity.embedding.CasadiEmbedding": (
+        "optimization",
+        "parity.runtimes.optimization.casadi",
+        "CasadiOptimizationRuntime",
+    ),
+    "parity.embedding.PyomoEmbedding": (
+        "optimization",
+        "parity.runtimes.optimization.pyomo",
+        "PyomoOptimizationRuntime",
+    ),
+    "parity.embedding.ScipEmbedding": ("optimization", "parity.runtimes.optimization.scip", "ScipOptimizationRuntime"),
+    "parity.embedding.GurobiEmbedding": (
+        "optimization",
+        "parity.runtimes.optimization.gurobi",
+        "GurobiOptimizationRuntime",
+    ),
 }
 
 

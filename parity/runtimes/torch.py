@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
@@ -114,6 +115,47 @@ class TorchRuntime:
     def remark(self, layer: str) -> str:
         return ""
 
+    def activations(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        try:
+            values = _Values(torch.fx.symbolic_trace(self.model))
+        except Exception:  # as in `prefixes`
+            return {}
+        with torch.no_grad():
+            values.run(*self._tensors(inputs))
+        names = Counter(_name_of(node) for node in values.tensors)
+        batch = len(inputs[0])
+        return {
+            _name_of(node): _float64(value).reshape(batch, -1)
+            for node, value in values.tensors.items()
+            if names[_name_of(node)] == 1 and value.shape[:1] == (batch,)
+        }
+
+    def amplification(self, inputs: Arrays, projection: np.ndarray) -> float:
+        """Σ |∂y/∂v| (1 + |v|) over all elements v of the inputs and of every operation's output, for y the projection.
+
+        An error of ε (1 + |v|) in each of them shifts y by at most ε times this, to first order. The largest over the
+        samples of a batch, each of which must not depend on the others.
+        """
+        tensors, weights = self._tensors(inputs), torch.from_numpy(projection).to(DTYPES[self.dtype])
+        batch = len(inputs[0])
+        try:
+            graph = torch.fx.symbolic_trace(self.model)
+        except Exception:  # as in `prefixes`: then only the errors of inputs and outputs are seen
+            graph = None
+        perturbed = _Perturbed(graph or torch.fx.GraphModule({}, torch.fx.Graph()))
+        with torch.enable_grad():
+            if graph is None:
+                outputs = perturbed.add(self.model(*(perturbed.add(tensor) for tensor in tensors)))
+            else:
+                outputs = perturbed.run(*tensors)
+            total = outputs.reshape(batch, -1).sum(0) @ weights
+            slopes = torch.autograd.grad(total, perturbed.errors, allow_unused=True)
+        found = torch.zeros(batch, dtype=DTYPES[self.dtype])
+        for slope, value in zip(slopes, perturbed.values, strict=True):
+            if slope is not None and slope.shape[:1] == (batch,):
+                found += (slope.abs() * (1 + value.abs())).reshape(batch, -1).sum(1)
+        return float(found.max())
+
     def caller(self, check: str, inputs: Arrays, projection: np.ndarray) -> Callable[[], object]:
         tensors = self._tensors(inputs)
         weights = torch.from_numpy(projection).to(DTYPES[self.dtype])
@@ -132,8 +174,8 @@ class TorchRuntime:
         return forward
 
     def caller_description(self, check: str) -> str:
-        calls = {"value": "eager forward", "jacobian": "func.jacrev", "hessian": "func.jacrev of grad"}
-        return f"torch {calls.get(check, 'autograd.grad')}, {self.dtype}, {torch.get_num_threads()} thread(s)"
+        calls = {"jacobian": "func.jacrev", "hessian": "func.jacrev of grad", "vjp": "autograd.grad"}
+        return f"torch {calls.get(check, 'eager forward')}, {self.dtype}, {torch.get_num_threads()} thread(s)"
 
     def _tensors(self, inputs: Arrays) -> tuple[torch.Tensor, ...]:
         return tuple(torch.from_numpy(np.array(array)).to(DTYPES[self.dtype]) for array in inputs)
@@ -200,17 +242,38 @@ class _Differentiable(TorchFunctionMode):
 
 
 class _Values(torch.fx.Interpreter):
-    """Runs a graph and notes which of its nodes give a floating-point tensor."""
+    """Runs a graph and keeps those of its values that are floating-point tensors."""
 
     def __init__(self, module: torch.fx.GraphModule) -> None:
         super().__init__(module)
-        self.tensors: set[torch.fx.Node] = set()
+        self.tensors: dict[torch.fx.Node, torch.Tensor] = {}
 
     def run_node(self, n: torch.fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, torch.Tensor) and value.is_floating_point():
-            self.tensors.add(n)
+            self.tensors[n] = value
         return value
+
+
+class _Perturbed(torch.fx.Interpreter):
+    """Runs a graph, adding to every value an error that is zero and can be differentiated by."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.values: list[torch.Tensor] = []
+        self.errors: list[torch.Tensor] = []
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "output" or not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        return self.add(value)
+
+    def add(self, value: torch.Tensor) -> torch.Tensor:
+        error = torch.zeros_like(value, requires_grad=True)
+        self.values.append(value.detach())
+        self.errors.append(error)
+        return value + error
 
 
 def _name_of(node: torch.fx.Node) -> str:
