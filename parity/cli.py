@@ -111,13 +111,14 @@ def _repro(options: argparse.Namespace) -> int:
     from parity.cases.case import case_from_id
     from parity.converters.registry import find_chain
     from parity.paths import path
-    from parity.pipeline import examine
+    from parity.pipeline import examine, plan_for
 
     way = path(options.path)
     way.require()
     case = case_from_id(options.case, way.source)
     print(case.model())
-    return _show(list(examine(case, find_chain(way, options.converter))), None)
+    chain = find_chain(way, options.converter)
+    return _show(list(examine(case, chain, plan_for(chain))), None)
 
 
 def _show(records: list[Record], report: Path | None) -> int:

@@ -51,9 +51,9 @@ class Parity:
         """
         __tracebackhide__ = True
         from parity.api import failed
-        from parity.pipeline import PLAN, examine, timed
+        from parity.pipeline import examine, plan_for, timed
 
-        plan = timed(PLAN) if speed else PLAN
+        plan = timed(plan_for(chain)) if speed else plan_for(chain)
         try:
             if chain.installed and self._timeout:
                 records = self._keep(self._worker.examine(case.id, chain, plan, self._timeout))

@@ -17,10 +17,12 @@ class Path:
     """What must be importable to run it."""
     extra: str
     """The extra of `pytest-parity` that installs the packages."""
+    between: tuple[str, ...] = ()
+    """The representations, where the name does not list them."""
 
     @property
     def representations(self) -> tuple[str, ...]:
-        return tuple(self.name.split("-"))
+        return self.between or tuple(self.name.split("-"))
 
     @property
     def source(self) -> str:
@@ -44,7 +46,10 @@ class Path:
             raise MissingPackage(f"path {self.name} needs {', '.join(missing)}: {self.install_command}")
 
 
-PATHS = (Path("torch-casadi", packages=("torch", "casadi"), extra="casadi"),)
+PATHS = (
+    Path("torch-casadi", packages=("torch", "casadi"), extra="casadi"),
+    Path("ocp-sensitivity", packages=("torch", "casadi"), extra="casadi", between=("ocp", "solution-map")),
+)
 
 
 def path(name: str) -> Path:

@@ -14,15 +14,23 @@ from typing import Any, Protocol
 
 from parity.checks.blame import first_diverging
 from parity.checks.derivatives import check_hessian, check_jacobian, projection
+from parity.checks.optimum import check_optimum
+from parity.checks.sensitivity import check_sensitivity
 from parity.checks.value import check_value
 from parity.checks.verdict import Finding
 from parity.converters.registry import Chain
-from parity.errors import ParityError, Unsupported
-from parity.records import ERROR, FAIL, UNSUPPORTED, Record
+from parity.errors import MissingPackage, ParityError, Unsupported
+from parity.records import ERROR, EXPECTED_WRONG, FAIL, UNSUPPORTED, Record
 from parity.runtimes import Arrays, runtime_for
 from parity.timing import compare_speed
 
-CHECKS = {"value": check_value, "jacobian": check_jacobian, "hessian": check_hessian}
+CHECKS = {
+    "value": check_value,
+    "jacobian": check_jacobian,
+    "hessian": check_hessian,
+    "optimum": check_optimum,
+    "sensitivity": check_sensitivity,
+}
 
 
 class Subject(Protocol):
@@ -58,6 +66,14 @@ PLAN = (
     Point("hessian"),
 )
 """What every case goes through: derivatives only where inputs are of a size that users differentiate at."""
+
+SOLUTION_PLAN = (Point("optimum", batch=3), Point("sensitivity"), Point("sensitivity", "another"))
+"""What every optimal control problem goes through: solutions at three points, derivatives at two others."""
+
+
+def plan_for(chain: Chain) -> tuple[Point, ...]:
+    """The plan of the path that a chain follows."""
+    return SOLUTION_PLAN if chain.path.source == "ocp" else PLAN
 
 
 def timed(plan: Sequence[Point]) -> tuple[Point, ...]:
@@ -138,7 +154,9 @@ class _Examination:
         try:
             finding = self._find(point, self.reference, target, inputs)
             columns = _columns(finding)
-            if finding.verdict == FAIL:
+            if finding.verdict == FAIL and self.chain.expected_wrong:
+                columns |= {"verdict": EXPECTED_WRONG, "message": f"{self.chain.expected_wrong}: {finding.message}"}
+            elif finding.verdict == FAIL:
                 columns |= self._blame(point, conversion, inputs)
             elif point.timed:
                 columns |= self._speed(point, tuple(array[:1] for array in inputs), target)
@@ -172,16 +190,22 @@ class _Examination:
     def _speed(self, point: Point, inputs: Arrays, target: Any) -> dict[str, Any]:
         weights = projection(self.reference.value(inputs).shape[1])
         model, check = self.source.model, point.check
+        own_baseline = hasattr(target, "baseline")  # a target that is compared with another use of itself
 
         def build_source() -> Any:
+            if own_baseline:
+                return target.baseline(check, inputs)
             return runtime_for(model, self.base.dtype).caller(check, inputs, weights)
 
         def build_target() -> Any:
+            if own_baseline:
+                return target.caller(check, inputs, weights)
             artifact = convert_along(self.chain, model, self.example).artifacts[-1]
             return runtime_for(artifact, self.base.dtype).caller(check, inputs, weights)
 
         speed = compare_speed(build_source, build_target)
-        ways = f"{target.caller_description(check)} against {self.source.caller_description(check)}"
+        against = (target.baseline_description if own_baseline else self.source.caller_description)(check)
+        ways = f"{target.caller_description(check)} against {against}"
         return {
             "message": f"{speed.verdict}: {ways}; {speed.builds} fresh builds",
             "source_us": speed.source_us,
@@ -207,7 +231,7 @@ def _columns(finding: Finding) -> dict[str, Any]:
 
 
 def _refusal(error: Exception) -> dict[str, str]:
-    if isinstance(error, Unsupported):
+    if isinstance(error, Unsupported | MissingPackage):
         return {"verdict": UNSUPPORTED, "message": str(error)}
     text = " ".join(str(error).split())[:500]
     if isinstance(error, ParityError):

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     import pandas
 
 PASS, FAIL, UNSUPPORTED, ERROR = "pass", "fail", "unsupported", "error"
-CRASH, TIMEOUT, DEGENERATE = "crash", "timeout", "degenerate"
-VERDICTS = (PASS, FAIL, UNSUPPORTED, ERROR, CRASH, TIMEOUT, DEGENERATE)
+CRASH, TIMEOUT, DEGENERATE, EXPECTED_WRONG = "crash", "timeout", "degenerate", "expected-wrong"
+VERDICTS = (PASS, FAIL, UNSUPPORTED, ERROR, CRASH, TIMEOUT, DEGENERATE, EXPECTED_WRONG)
 BAD_VERDICTS = (FAIL, ERROR, CRASH, TIMEOUT)
-"""Verdicts that make a run red. `unsupported` and `degenerate` are shown and counted, and redden nothing."""
+"""Verdicts that make a run red. The others are shown and counted, and redden nothing: `expected-wrong` is the failure
+of a converter that says itself that it is wrong (`@converter(..., expected_wrong="why")`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

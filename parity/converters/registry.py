@@ -42,6 +42,8 @@ class Converter:
     """Packages it needs besides the two representations' own."""
     installed: bool
     """Found again by a fresh process (shipped or by entry point); False for one registered by a test or a script."""
+    expected_wrong: str = ""
+    """Why its results are known to be wrong: a failing check then reddens nothing, and is still shown."""
     repeatable: bool = True
     """Converts whatever model it is given; False for an artifact that the user converted beforehand."""
 
@@ -70,6 +72,11 @@ class Chain:
     def installed(self) -> bool:
         return all(converter.installed for converter in self.converters)
 
+    @property
+    def expected_wrong(self) -> str:
+        """Why the results of one of its converters are known to be wrong; empty if they are not."""
+        return "; ".join(filter(None, (converter.expected_wrong for converter in self.converters)))
+
 
 _CONVERTERS: dict[tuple[str, str, str], Converter] = {}
 _LOWERINGS: dict[tuple[str, Any], Callable[..., Any]] = {}
@@ -85,6 +92,7 @@ def converter(
     name: str | None = None,
     dtypes: Sequence[str] = ("float64",),
     requires: Sequence[str] = (),
+    expected_wrong: str = "",
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a converter from `source` to `target`; its name is the function's own.
 
@@ -92,7 +100,8 @@ def converter(
     """
 
     def register(function: Function) -> Function:
-        new = Converter(source, target, name or function.__name__, function, tuple(dtypes), tuple(requires), _loading)
+        own = name or function.__name__
+        new = Converter(source, target, own, function, tuple(dtypes), tuple(requires), _loading, expected_wrong)
         old = _CONVERTERS.setdefault((source, target, new.name), new)
         if old is not new and old.function.__qualname__ != function.__qualname__:
             raise ParityError(f"two converters {source}→{target} are named {new.name!r}: rename one with name=")

@@ -1,0 +1,111 @@
+"""CasADi's own derivatives of `nlpsol`: the solver's final iterate, its multipliers' active set, implicit functions.
+
+Which bounds are active is read off the multipliers, so it matters what a solver leaves in those of inactive bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import casadi
+import numpy as np
+
+from parity.cases.ocp import OptimalControlProblem
+from parity.runtimes.solution_map import Adjoint, Sensitivity, Solution, SolutionMap, SolveFailure
+from parity.runtimes.transcription import transcribe
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A solver of `casadi.nlpsol` with its options."""
+
+    name: str
+    options: Mapping[str, Any]
+    structured: bool = False
+    """Wants the options that say which constraints are equations, and the problem's stages."""
+
+
+_IPOPT = {"print_time": False, "ipopt.print_level": 0, "ipopt.sb": "yes"}
+IPOPT_PLAIN = Plugin("ipopt", _IPOPT)
+IPOPT = Plugin("ipopt", {
+    **_IPOPT, "min_lam": 1e-7, "ipopt.tol": 1e-13, "ipopt.constr_viol_tol": 1e-13, "ipopt.dual_inf_tol": 1e-9,
+    "ipopt.compl_inf_tol": 1e-12, "ipopt.bound_relax_factor": 0.0, "ipopt.acceptable_tol": 1e-10,
+})  # fmt: skip
+SQPMETHOD = Plugin("sqpmethod", {
+    "print_time": False, "print_header": False, "print_iteration": False, "print_status": False, "qpsol": "qrqp",
+    "qpsol_options": {"print_iter": False, "print_header": False, "print_info": False, "error_on_fail": False},
+    "tol_pr": 1e-11, "tol_du": 1e-11, "min_iter": 2, "max_iter": 100, "error_on_fail": False,
+    # Started at the solution it would stop before its first QP, with multipliers that are not yet those of a solution.
+})  # fmt: skip
+FATROP = Plugin("fatrop", {
+    "print_time": False, "fatrop.print_level": 0, "fatrop.tol": 1e-11, "min_lam": 1e-7, "error_on_fail": False,
+}, structured=True)  # fmt: skip
+
+
+class NlpsolMap(SolutionMap):
+    """Its solutions' `data` are the solver's arguments and results, from which CasADi differentiates."""
+
+    def __init__(self, problem: OptimalControlProblem, plugin: Plugin) -> None:
+        super().__init__(problem)
+        self.name = plugin.name
+        self.program = program = transcribe(problem)
+        options = dict(plugin.options)
+        if plugin.structured:
+            horizon, states, controls = problem.horizon, problem.states, problem.controls
+            options |= {
+                "structure_detection": "manual", "equality": program.equations.tolist(), "N": horizon,
+                "nx": [states] * (horizon + 1), "nu": [controls] * horizon + [0],
+                "ng": [states + problem.paths] + [problem.paths] * (horizon - 1) + [0],
+            }  # fmt: skip
+        nlp = {"x": program.variables, "p": program.point, "f": program.objective, "g": program.constraints}
+        self.solver = casadi.nlpsol("solver", plugin.name, nlp, options)
+
+    def solve(self, point: np.ndarray, start: Solution | None = None) -> Solution:
+        program, size = self.program, self.program.size
+        arguments = {
+            "x0": program.initial(point), "p": point, "lbx": program.lower[:size], "ubx": program.upper[:size],
+            "lbg": program.lower[size:], "ubg": program.upper[size:],
+        }  # fmt: skip
+        if start is not None:
+            _, results = start.data
+            arguments |= {"x0": results["x"], "lam_x0": results["lam_x"], "lam_g0": results["lam_g"]}
+        results = self.solver(**arguments)
+        stats = self.solver.stats()
+        if not stats["success"]:
+            raise SolveFailure(f"{self.name}: {stats.get('return_status') or stats.get('unified_return_status')}")
+        flat = results["x"].full().ravel()[program.places]
+        return Solution(point, *self.split(flat), float(results["f"]), (arguments, results))
+
+    def sensitivity(self, solution: Solution) -> Sensitivity:
+        columns = len(solution.point)
+        found = self._forward(**_nominal(solution), fwd_p=np.eye(columns))
+        flat = found["fwd_x"].full()[self.program.places]
+        return Sensitivity(*self.split(_finite(flat)), found["fwd_f"].full().ravel())
+
+    def adjoint(self, solution: Solution, seed: Adjoint) -> np.ndarray:
+        variables = np.empty(self.program.size)
+        variables[self.program.places] = np.concatenate([seed.states.ravel(), seed.controls.ravel()])
+        found = self._reverse(**_nominal(solution), adj_x=variables, adj_f=seed.value)
+        return _finite(found["adj_p"].full().ravel())
+
+    @cached_property
+    def _forward(self) -> casadi.Function:
+        return self.solver.forward(self.problem.points)
+
+    @cached_property
+    def _reverse(self) -> casadi.Function:
+        return self.solver.reverse(1)
+
+
+def _nominal(solution: Solution) -> dict[str, Any]:
+    arguments, results = solution.data
+    return {**arguments, **{f"out_{name}": value for name, value in results.items()}}
+
+
+def _finite(array: np.ndarray) -> np.ndarray:
+    if not np.isfinite(array).all():
+        raise SolveFailure("casadi's sensitivities are not finite: its system is singular")
+    return array
