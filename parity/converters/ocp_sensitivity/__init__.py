@@ -34,7 +34,7 @@ def finite_differences(problem: OptimalControlProblem, example: Any = None) -> S
 
 @converter("ocp", "solution-map", name="casadi-nlpsol")
 def casadi_nlpsol(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
-    """CasADi's derivative of IPOPT, with multipliers below `min_lam` counted as inactive."""
+    """CasADi's derivative of IPOPT, with multipliers of inactive bounds set to zero."""
     from parity.converters.ocp_sensitivity.casadi_nlpsol import IPOPT, NlpsolMap
 
     return NlpsolMap(problem, IPOPT)
@@ -65,6 +65,17 @@ def casadi_nlpsol_ipopt_plain(problem: OptimalControlProblem, example: Any = Non
     from parity.converters.ocp_sensitivity.casadi_nlpsol import IPOPT_PLAIN, NlpsolMap
 
     return NlpsolMap(problem, IPOPT_PLAIN)
+
+
+@converter(
+    "ocp", "solution-map", name="casadi-nlpsol-ipopt-min-lam",
+    expected_wrong="min_lam drops equations whose multiplier is zero, too",
+)  # fmt: skip
+def casadi_nlpsol_ipopt_min_lam(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
+    """CasADi's derivative of IPOPT with its option `min_lam=1e-7`: right unless an equation has no multiplier."""
+    from parity.converters.ocp_sensitivity.casadi_nlpsol import IPOPT_MIN_LAM, NlpsolMap
+
+    return NlpsolMap(problem, IPOPT_MIN_LAM)
 
 
 @converter("ocp", "solution-map", name="acados-polished")

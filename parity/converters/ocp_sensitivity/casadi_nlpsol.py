@@ -1,6 +1,9 @@
 """CasADi's own derivatives of `nlpsol`: the solver's final iterate, its multipliers' active set, implicit functions.
 
-Which bounds are active is read off the multipliers, so it matters what a solver leaves in those of inactive bounds.
+Which bounds are active is read off the multipliers, so it matters what a solver leaves in those of inactive bounds:
+an interior-point method's 1e-11 counts as active. The option `min_lam` is CasADi's remedy. It has a gap: an equation
+whose multiplier is zero (a state that no later cost depends on) then counts as inactive, the system is singular, and
+the derivative is silently zero. So the multipliers are cleaned here instead, before CasADi differentiates.
 """
 
 from __future__ import annotations
@@ -24,16 +27,20 @@ class Plugin:
 
     name: str
     options: Mapping[str, Any]
+    clean: bool = False
+    """Set multipliers of inactive bounds to zero before differentiating."""
     structured: bool = False
     """Wants the options that say which constraints are equations, and the problem's stages."""
 
 
 _IPOPT = {"print_time": False, "ipopt.print_level": 0, "ipopt.sb": "yes"}
 IPOPT_PLAIN = Plugin("ipopt", _IPOPT)
-IPOPT = Plugin("ipopt", {
-    **_IPOPT, "min_lam": 1e-7, "ipopt.tol": 1e-13, "ipopt.constr_viol_tol": 1e-13, "ipopt.dual_inf_tol": 1e-9,
+_TIGHT = {
+    **_IPOPT, "ipopt.tol": 1e-13, "ipopt.constr_viol_tol": 1e-13, "ipopt.dual_inf_tol": 1e-9,
     "ipopt.compl_inf_tol": 1e-12, "ipopt.bound_relax_factor": 0.0, "ipopt.acceptable_tol": 1e-10,
-})  # fmt: skip
+}  # fmt: skip
+IPOPT = Plugin("ipopt", _TIGHT, clean=True)
+IPOPT_MIN_LAM = Plugin("ipopt", {**_TIGHT, "min_lam": 1e-7})
 SQPMETHOD = Plugin("sqpmethod", {
     "print_time": False, "print_header": False, "print_iteration": False, "print_status": False, "qpsol": "qrqp",
     "qpsol_options": {"print_iter": False, "print_header": False, "print_info": False, "error_on_fail": False},
@@ -41,8 +48,8 @@ SQPMETHOD = Plugin("sqpmethod", {
     # Started at the solution it would stop before its first QP, with multipliers that are not yet those of a solution.
 })  # fmt: skip
 FATROP = Plugin("fatrop", {
-    "print_time": False, "fatrop.print_level": 0, "fatrop.tol": 1e-11, "min_lam": 1e-7, "error_on_fail": False,
-}, structured=True)  # fmt: skip
+    "print_time": False, "fatrop.print_level": 0, "fatrop.tol": 1e-10, "fatrop.bound_relax_factor": 0.0, "error_on_fail": False,
+}, clean=True, structured=True)  # fmt: skip
 
 
 class NlpsolMap(SolutionMap):
@@ -50,7 +57,7 @@ class NlpsolMap(SolutionMap):
 
     def __init__(self, problem: OptimalControlProblem, plugin: Plugin) -> None:
         super().__init__(problem)
-        self.name = plugin.name
+        self.name, self.clean = plugin.name, plugin.clean
         self.program = program = transcribe(problem)
         options = dict(plugin.options)
         if plugin.structured:
@@ -77,7 +84,20 @@ class NlpsolMap(SolutionMap):
         if not stats["success"]:
             raise SolveFailure(f"{self.name}: {stats.get('return_status') or stats.get('unified_return_status')}")
         flat = results["x"].full().ravel()[program.places]
+        if self.clean:
+            results = self._cleaned(results)
         return Solution(point, *self.split(flat), float(results["f"]), (arguments, results))
+
+    def _cleaned(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Multipliers of bounds whose slack outweighs them are zero, those of equations are not."""
+        program, size = self.program, self.program.size
+        r = np.concatenate([results["x"].full().ravel(), results["g"].full().ravel()])
+        multipliers = np.concatenate([results["lam_x"].full().ravel(), results["lam_g"].full().ravel()])
+        slack = np.minimum(r - program.lower, program.upper - r)
+        equations = np.concatenate([np.zeros(size, bool), program.equations])
+        multipliers = np.where(equations | (np.abs(multipliers) > slack), multipliers, 0.0)
+        multipliers = np.where(equations & (multipliers == 0), np.finfo(float).tiny, multipliers)
+        return {**results, "lam_x": casadi.DM(multipliers[:size]), "lam_g": casadi.DM(multipliers[size:])}
 
     def sensitivity(self, solution: Solution) -> Sensitivity:
         columns = len(solution.point)
