@@ -169,7 +169,7 @@ def _chain(rng: State, number: int) -> Drawn:
     """
     import casadi
 
-    free = 1 + number % 4  # masses between the anchor and the driven end
+    free = (1, 3, 2, 4)[number % 4]  # masses between the anchor and the driven end
     x, u, p = _symbols(4 * free + 2, 2, 2)
     positions = [casadi.SX.zeros(2), *(x[2 * i : 2 * i + 2] for i in range(free + 1))]
     velocities = [x[2 * (free + 1) + 2 * i :][:2] for i in range(free)]
@@ -268,14 +268,14 @@ def _column(*parts: Any) -> casadi.SX:
 OCP_FAMILIES = {
     family.name: family
     for family in (
-        OcpFamily("lqr", 3, _lqr, linear=True),
-        OcpFamily("integrator", 3, _integrator),
-        OcpFamily("pendulum", 3, _pendulum),
-        OcpFamily("cartpole", 6, _cartpole),
-        OcpFamily("vanderpol", 3, _van_der_pol),
-        OcpFamily("chain", 4, _chain),
-        OcpFamily("quadrotor", 3, _quadrotor),
-        OcpFamily("learned", 2, _learned),
+        OcpFamily("lqr", 2, _lqr, linear=True),
+        OcpFamily("integrator", 2, _integrator),
+        OcpFamily("pendulum", 2, _pendulum),
+        OcpFamily("cartpole", 3, _cartpole),
+        OcpFamily("vanderpol", 2, _van_der_pol),
+        OcpFamily("chain", 2, _chain),
+        OcpFamily("quadrotor", 1, _quadrotor),
+        OcpFamily("learned", 1, _learned),
         OcpFamily("scaling", 5, _scaling, random=False),
     )
 }

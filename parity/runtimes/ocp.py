@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import casadi
 import numpy as np
@@ -55,6 +57,23 @@ class RobustSolver:
         return self.system.polish(self.system.start(rough["x"], multipliers, point))
 
 
+class _Known:
+    """What has been found out about a problem, for all the engines that are compared on it."""
+
+    def __init__(self, problem: OptimalControlProblem) -> None:
+        # The problem itself holds this by weak key: so it must not hold the problem in turn.
+        self._symbols = replace(problem)
+        self.solved: dict[bytes, Polished] = {}
+        self.differenced: dict[bytes, Differences] = {}
+
+    @cached_property
+    def robust(self) -> RobustSolver:
+        return RobustSolver(transcribe(self._symbols))
+
+
+_KNOWN: WeakKeyDictionary[OptimalControlProblem, _Known] = WeakKeyDictionary()
+
+
 class OcpRuntime:
     """The reference of the path ocp→solution-map. Inputs are points θ = (x̂, p), shape (batch, nx + np).
 
@@ -67,12 +86,11 @@ class OcpRuntime:
     def __init__(self, artifact: OptimalControlProblem, dtype: str | None = None) -> None:
         self.model = artifact
         self.dtype = dtype or "float64"
-        self._solved: dict[bytes, Polished] = {}
-        self._differenced: dict[bytes, Differences] = {}
+        self._known = _KNOWN.setdefault(artifact, _Known(artifact))
 
-    @cached_property
+    @property
     def robust(self) -> RobustSolver:
-        return RobustSolver(transcribe(self.model))
+        return self._known.robust
 
     @property
     def system(self) -> OptimalitySystem:
@@ -89,9 +107,9 @@ class OcpRuntime:
 
     def polished(self, point: np.ndarray) -> Polished:
         key = point.tobytes()
-        if key not in self._solved:
-            self._solved[key] = self.robust.solve(point)
-        return self._solved[key]
+        if key not in self._known.solved:
+            self._known.solved[key] = self.robust.solve(point)
+        return self._known.solved[key]
 
     def polished_from(self, solution: Solution) -> Polished:
         """The solution of the optimality system that is nearest to another engine's. Raises `SolveFailure`."""
@@ -105,9 +123,9 @@ class OcpRuntime:
 
     def differences(self, at: Polished) -> Differences:
         key = at.point.tobytes() + at.variables.tobytes()
-        if key not in self._differenced:
-            self._differenced[key] = difference(same_branch(self.system, at), at.point)
-        return self._differenced[key]
+        if key not in self._known.differenced:
+            self._known.differenced[key] = difference(same_branch(self.system, at), at.point)
+        return self._known.differenced[key]
 
     def implicit(self, at: Polished) -> Sensitivity:
         return self.system.differentiate(at)

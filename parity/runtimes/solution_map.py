@@ -60,11 +60,20 @@ class Adjoint:
     controls: np.ndarray
     value: float = 0.0
 
+    def of(self, sensitivity: Sensitivity) -> np.ndarray:
+        """The functional's derivative by θ, shape (nθ,)."""
+        by_states = np.tensordot(self.states, sensitivity.states, 2)
+        by_controls = np.tensordot(self.controls, sensitivity.controls, 2)
+        gradient: np.ndarray = by_states + by_controls + self.value * sensitivity.value
+        return gradient
+
 
 class SolutionMap(ABC):
     """What an engine makes of a problem."""
 
     name: str = ""
+    last_only = False
+    """Keeps the factorization of its last solve alone: derivatives of an earlier one cost another solve."""
 
     def __init__(self, problem: OptimalControlProblem) -> None:
         self.problem = problem
@@ -79,12 +88,7 @@ class SolutionMap(ABC):
 
     def adjoint(self, solution: Solution, seed: Adjoint) -> np.ndarray:
         """The functional's derivative by θ, shape (nθ,); engines that can save the full Jacobian override this."""
-        found = self.sensitivity(solution)
-        return (
-            np.tensordot(seed.states, found.states, 2)
-            + np.tensordot(seed.controls, found.controls, 2)
-            + seed.value * found.value
-        )
+        return seed.of(self.sensitivity(solution))
 
     def split(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """States and controls out of the first axis of an array in the flat order."""

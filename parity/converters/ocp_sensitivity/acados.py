@@ -16,7 +16,8 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable
-from functools import cached_property
+from contextlib import suppress
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class AcadosMap(SolutionMap):
     """Its solutions' `data` are the number of the solve and the iterate with its multipliers."""
 
     name = "acados"
+    last_only = True
 
     def __init__(
         self, problem: OptimalControlProblem, *, tolerance: float, polish: bool = False, exact_hessian: bool = True
@@ -47,8 +49,10 @@ class AcadosMap(SolutionMap):
         self.tolerance, self.polish, self.exact_hessian = tolerance, polish, exact_hessian
         self._installation = acados_installation.find()
         self._plain = with_networks_converted(problem)
-        self._process = Process(self._installation)
-        self._process("build", describe(self._plain), exact_hessian)
+        description = describe(self._plain)
+        folder = code_folder() / f"{description['key']}-{'exact' if exact_hessian else 'gauss-newton'}"
+        self._process = Process(self._installation, folder)
+        self._process("build", description, exact_hessian)
         self._solves = 0
 
     def solve(self, point: np.ndarray, start: Solution | None = None) -> Solution:
@@ -106,22 +110,40 @@ class AcadosMap(SolutionMap):
         self._process.close()
 
 
-class Process:
-    """A worker, called like a function. Its folder, with all generated code, goes when it does."""
+@cache
+def _code_folder(process: int) -> tempfile.TemporaryDirectory[str]:
+    """One per process that uses acados; removed when it ends, and by the next one if it was killed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        owner = left.name.removeprefix(PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"{PREFIX}{process}-", ignore_cleanup_errors=True)
 
-    def __init__(self, installation: Path) -> None:
+
+def code_folder() -> Path:
+    """Where generated code lies, one subfolder per problem, so that each is compiled once. Raises ParityError."""
+    try:
+        return Path(_code_folder(os.getpid()).name)
+    except OSError as error:
+        raise ParityError(f"acados needs a folder for its generated code: {error}; set TMPDIR") from error
+
+
+class Process:
+    """A worker in a folder of generated code, called like a function."""
+
+    def __init__(self, installation: Path, folder: Path) -> None:
         try:
-            folder = tempfile.mkdtemp(prefix=PREFIX)
+            folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise ParityError(f"acados needs a folder for its generated code: {error}") from error
+            raise ParityError(f"acados needs a folder for its generated code: {error}; set TMPDIR") from error
         module = "parity.converters.ocp_sensitivity.acados_worker"
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.folder = Path(folder)
+        self.folder = folder
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(installation), folder],
+            [sys.executable, "-m", module, str(installation), str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
         )  # fmt: skip
-        self._finalizer = weakref.finalize(self, _end, self._process, folder)
+        self._finalizer = weakref.finalize(self, _end, self._process)
 
     def __call__(self, name: str, *arguments: Any) -> Any:
         """Raises ParityError with the worker's message, or with how it died."""
@@ -150,16 +172,13 @@ class Process:
         self._finalizer()
 
 
-def _end(process: subprocess.Popen[bytes], folder: str) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
-            try:
+            with suppress(OSError):
                 stream.close()
-            except OSError:
-                pass
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def describe(problem: OptimalControlProblem) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Solver:
         self.size = description["states"] + description["parameters"]
         self.horizon, self.controls = description["horizon"], description["controls"]
         ocp = _formulate(template, description, exact_hessian)
-        compiled = Path(ocp.json_file).is_file()
+        compiled = (Path(ocp.code_export_directory) / f"libacados_ocp_solver_{ocp.model.name}.so").is_file()
         self.solver = template.AcadosOcpSolver(
             ocp, json_file=ocp.json_file, build=not compiled, generate=not compiled, verbose=True
         )

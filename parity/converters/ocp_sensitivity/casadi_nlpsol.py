@@ -48,7 +48,7 @@ SQPMETHOD = Plugin("sqpmethod", {
     # Started at the solution it would stop before its first QP, with multipliers that are not yet those of a solution.
 })  # fmt: skip
 FATROP = Plugin("fatrop", {
-    "print_time": False, "fatrop.print_level": 0, "fatrop.tol": 1e-10, "fatrop.bound_relax_factor": 0.0, "error_on_fail": False,
+    "print_time": False, "fatrop.print_level": 0, "fatrop.tol": 1e-10, "error_on_fail": False,
 }, clean=True, structured=True)  # fmt: skip
 
 
