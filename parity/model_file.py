@@ -23,7 +23,9 @@ def load_model(name: str, *, trust: bool = False) -> Any:
     if representation_of(model) is None:
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         hint = "a state dict holds no model: name a function that builds it, as module:function"
-        raise ParityError(f"{name} gives a {kind}, not a torch.nn.Module{'; ' + hint if isinstance(model, dict) else ''}")
+        raise ParityError(
+            f"{name} gives a {kind}, not a torch.nn.Module{'; ' + hint if isinstance(model, dict) else ''}"
+        )
     return model
 
 
@@ -61,7 +63,9 @@ def _require_whole(file: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             names, damaged = archive.namelist(), archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
-        raise ParityError(f"{file} is not a file that torch.save wrote (torch 1.6 or later), or it is cut off") from error
+        raise ParityError(
+            f"{file} is not a file that torch.save wrote (torch 1.6 or later), or it is cut off"
+        ) from error
     if damaged:
         raise ParityError(f"{file} is damaged: the checksum of {damaged} is wrong; save the model again")
     if any("/code/" in name for name in names):

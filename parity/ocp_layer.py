@@ -71,11 +71,7 @@ class OcpLayer(torch.nn.Module):
         shared = states.new_zeros(0) if parameter is None else parameter.to(states)
         parameters = shared.expand(len(states), -1) if shared.dim() == 1 else shared
         sizes = (self.problem.states, self.problem.parameters)
-        if (
-            states.dim() != 2
-            or len(parameters) != len(states)
-            or (states.shape[1], parameters.shape[1]) != sizes
-        ):
+        if states.dim() != 2 or len(parameters) != len(states) or (states.shape[1], parameters.shape[1]) != sizes:
             raise ParityError(
                 f"{self.problem!r} takes an initial state (batch, {sizes[0]}) and a parameter (batch, {sizes[1]}), "
                 f"not {tuple(initial_state.shape)} and {tuple(shared.shape)}"

@@ -36,7 +36,9 @@ class RunFolder:
         try:
             self._open(folder)
         except OSError as error:
-            raise ParityError(f"cannot write the report to {folder}: {_reason(error)}; choose another folder") from error
+            raise ParityError(
+                f"cannot write the report to {folder}: {_reason(error)}; choose another folder"
+            ) from error
 
     @property
     def index(self) -> Path:

@@ -23,24 +23,25 @@ def pendulum() -> OptimalControlProblem:
     return problem
 
 
-def train(steps: int = 60, engine: str = "kkt") -> tuple[torch.Tensor, list[float]]:
+def train(engine: str = "kkt") -> tuple[torch.Tensor, list[float]]:
     """Fit both numbers to 16 of the expert's decisions; gives them and the losses on the way."""
     generator = torch.Generator().manual_seed(0)
-    states = (torch.rand(16, 2, generator=generator, dtype=torch.float64) - 0.5) * torch.tensor([0.8, 0.8])
+    states = 0.8 * (torch.rand(16, 2, generator=generator, dtype=torch.float64) - 0.5)
     layer = parity.OcpLayer(pendulum(), engine)
     with torch.no_grad():
         expert = layer(states, TRUTH).controls[:, 0]
     logarithm = torch.nn.Parameter(torch.tensor([0.9, 0.05], dtype=torch.float64).log())  # both stay positive
-    optimizer = torch.optim.Adam([logarithm], lr=0.1)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
+    optimizer = torch.optim.LBFGS([logarithm], max_iter=40, line_search_fn="strong_wolfe", tolerance_change=1e-14)
     losses = []
-    for _ in range(steps):
+
+    def evaluate() -> torch.Tensor:
         optimizer.zero_grad()
         loss = torch.nn.functional.mse_loss(layer(states, logarithm.exp()).controls[:, 0], expert)
         loss.backward()
-        optimizer.step()
-        schedule.step()
         losses.append(float(loss.detach()))
+        return loss
+
+    optimizer.step(evaluate)
     layer.close()
     return logarithm.detach().exp(), losses
 

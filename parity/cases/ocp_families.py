@@ -1,4 +1,4 @@
-"""Random families of optimal control problems, rebuilt from ids such as `cartpole-0-4`. CasADi is imported when drawn."""
+"""Random families of optimal control problems, rebuilt from ids such as `cartpole-0-4`. Listing imports no CasADi."""
 
 from __future__ import annotations
 
@@ -235,19 +235,22 @@ def _learned(rng: State, number: int) -> Drawn:
 
     cost = 2 * x[0] ** 2 + 0.3 * x[1] ** 2
     problem = OptimalControlProblem(
-        "learned", rng.randint(10, 16), x, u, p, x + 0.15 * _column(x[1], p[0] * output + u), cost + p[1] * u**2, 5 * cost,
-        control_bounds=_box(1, 1.5), learned=LearnedTerm(network, casadi.vertcat(x, u), output),
+        "learned", rng.randint(10, 16), x, u, p, x + 0.15 * _column(x[1], p[0] * output + u),
+        cost + p[1] * u**2, 5 * cost, control_bounds=_box(1, 1.5),
+        learned=LearnedTerm(network, casadi.vertcat(x, u), output),
     )  # fmt: skip
     return Drawn(problem, np.array([0.6, 0.0, 1.0, 0.3]), np.array([0.5, 0.5, 0.3, 0.1]))
 
 
 def _scaling(rng: State, number: int) -> Drawn:
-    """Two coupled oscillators, nx = 4, with 1, 2, 6, 12 or 24 parameters: what a sensitivity costs against their number."""
+    """Two coupled oscillators, nx = 4, with 1, 2, 6, 12 or 24 parameters: what sensitivities cost by number."""
     import casadi
 
     parameters = (1, 2, 6, 12, 24)[number % 5]
     x, u, p = symbols = _symbols(4, 2, parameters)
-    ode = _column(x[2], x[3], -casadi.sin(x[0]) + 0.4 * (x[1] - x[0]) + u[0], -casadi.sin(x[1]) - 0.4 * (x[1] - x[0]) + u[1])
+    ode = _column(
+        x[2], x[3], -casadi.sin(x[0]) + 0.4 * (x[1] - x[0]) + u[0], -casadi.sin(x[1]) - 0.4 * (x[1] - x[0]) + u[1]
+    )
     terms = casadi.vertcat(x, u)
     weights = rng.uniform(-1.0, 1.0, (parameters, 6))
     shift = sum(p[i] * casadi.sin(casadi.mtimes(weights[i : i + 1], terms)) for i in range(parameters))

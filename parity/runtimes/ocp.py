@@ -30,7 +30,12 @@ class RobustSolver:
         self.program = program
         self.system = OptimalitySystem(program)
         nlp = {"x": program.variables, "p": program.point, "f": program.objective, "g": program.constraints}
-        options = {**QUIET, "ipopt.tol": 1e-10, "ipopt.max_iter": 500, "ipopt.fixed_variable_treatment": "make_constraint"}
+        options: dict[str, Any] = {
+            **QUIET,
+            "ipopt.tol": 1e-10,
+            "ipopt.max_iter": 500,
+            "ipopt.fixed_variable_treatment": "make_constraint",
+        }
         self._solver = casadi.nlpsol("robust", "ipopt", nlp, options)
 
     def rough(self, point: np.ndarray, start: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -118,7 +118,7 @@ class SolutionMap(ABC):
         """Versions and library paths that the report names."""
         return {}
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # most engines have none
         """Give back processes and temporary files."""
 
 

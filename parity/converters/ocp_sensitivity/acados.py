@@ -62,7 +62,10 @@ class AcadosMap(SolutionMap):
                 return found
         problem = self.problem
         guess = np.zeros(problem.controls) if problem.control_guess is None else problem.control_guess
-        cold = {"x": np.tile(point[: problem.states], (problem.horizon + 1, 1)), "u": np.tile(guess, (problem.horizon, 1))}
+        cold = {
+            "x": np.tile(point[: problem.states], (problem.horizon + 1, 1)),
+            "u": np.tile(guess, (problem.horizon, 1)),
+        }
         found = self._solve(point, cold)
         if found is None:  # a full step from far away may diverge: IPOPT finds the neighbourhood
             rough = self._robust.rough(point)["x"][self._robust.program.places]
@@ -200,7 +203,8 @@ def describe(problem: OptimalControlProblem) -> dict[str, Any]:
         "control_bounds": control_bounds,
         "state_index": state_index,
         "state_bounds": state_bounds,
-        "path_bounds": problem.path_bounds and tuple(np.clip(bound, -INFINITY, INFINITY) for bound in problem.path_bounds),
+        "path_bounds": problem.path_bounds
+        and tuple(np.clip(bound, -INFINITY, INFINITY) for bound in problem.path_bounds),
     }
     description["key"] = hashlib.sha256(pickle.dumps(description)).hexdigest()[:12]
     return description

@@ -65,7 +65,9 @@ def install(folder: Path | None = None) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         target.rename(folder)
     except OSError as error:
-        raise ParityError(f"cannot install acados to {folder}: {error.strerror}; choose another by {VARIABLE}") from error
+        raise ParityError(
+            f"cannot install acados to {folder}: {error.strerror}; choose another by {VARIABLE}"
+        ) from error
     finally:
         shutil.rmtree(target, ignore_errors=True)
     return folder

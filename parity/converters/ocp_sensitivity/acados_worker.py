@@ -138,9 +138,7 @@ class Solver:
 
     def _option(self, name: str, value: Any) -> None:
         solver = self.solver
-        self.library.ocp_nlp_solver_opts_set(
-            solver.nlp_config, solver.nlp_opts, name.encode(), ctypes.byref(value)
-        )
+        self.library.ocp_nlp_solver_opts_set(solver.nlp_config, solver.nlp_opts, name.encode(), ctypes.byref(value))
 
 
 def _formulate(template: Any, description: dict[str, Any], exact_hessian: bool) -> Any:

@@ -20,6 +20,8 @@ from parity.cases.ocp import OptimalControlProblem
 from parity.runtimes.solution_map import Adjoint, Sensitivity, Solution, SolutionMap, SolveFailure
 from parity.runtimes.transcription import transcribe
 
+OPTIMAL = 1e-10
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -81,12 +83,30 @@ class NlpsolMap(SolutionMap):
             arguments |= {"x0": results["x"], "lam_x0": results["lam_x"], "lam_g0": results["lam_g"]}
         results = self.solver(**arguments)
         stats = self.solver.stats()
-        if not stats["success"]:
+        if not stats["success"] and not self._optimal(point, results):
             raise SolveFailure(f"{self.name}: {stats.get('return_status') or stats.get('unified_return_status')}")
         flat = results["x"].full().ravel()[program.places]
         if self.clean:
             results = self._cleaned(results)
         return Solution(point, *self.split(flat), float(results["f"]), (arguments, results))
+
+    def _optimal(self, point: np.ndarray, results: dict[str, Any]) -> bool:
+        """Whether a solver that gave up (its steps got too small for its tight tolerance) was there all the same."""
+        gradient, gap = self._residual(results["x"], results["lam_x"], results["lam_g"], point)
+        scale = max(1.0, float(casadi.norm_inf(results["lam_g"])), float(casadi.norm_inf(results["x"])))
+        return bool(float(gradient) < OPTIMAL * scale and float(gap) < OPTIMAL * scale)
+
+    @cached_property
+    def _residual(self) -> casadi.Function:
+        """The Lagrangian's gradient and the violated constraints' gap, in the maximum norm."""
+        program, size = self.program, self.program.size
+        w, g = program.variables, program.constraints
+        of_bounds, of_constraints = casadi.SX.sym("lam_x", size), casadi.SX.sym("lam_g", g.numel())
+        gradient = casadi.gradient(program.objective + casadi.dot(of_constraints, g), w) + of_bounds
+        r = casadi.vertcat(w, g)
+        gap = casadi.fmax(casadi.fmax(program.lower - r, r - program.upper), 0)
+        arguments = [w, of_bounds, of_constraints, program.point]
+        return casadi.Function("residual", arguments, [casadi.norm_inf(gradient), casadi.norm_inf(gap)])
 
     def _cleaned(self, results: dict[str, Any]) -> dict[str, Any]:
         """Multipliers of bounds whose slack outweighs them are zero, those of equations are not."""

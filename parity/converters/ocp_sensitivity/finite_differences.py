@@ -21,7 +21,7 @@ class DifferencesMap(SolutionMap):
         self.solver = RobustSolver(transcribe(problem))
 
     def solve(self, point: np.ndarray, start: Solution | None = None) -> Solution:
-        return self.solver.system.solution(self.solver.solve(point, start and start.data))
+        return self.solver.system.solution(self.solver.solve(point, start.data if start else None))
 
     def sensitivity(self, solution: Solution) -> Sensitivity:
         found = difference(same_branch(self.solver.system, solution.data), solution.point).jacobian

@@ -22,7 +22,7 @@ class KktMap(SolutionMap):
         self.system = self.solver.system
 
     def solve(self, point: np.ndarray, start: Solution | None = None) -> Solution:
-        return self.system.solution(self.solver.solve(point, start and start.data))
+        return self.system.solution(self.solver.solve(point, start.data if start else None))
 
     def sensitivity(self, solution: Solution) -> Sensitivity:
         return self.system.differentiate(solution.data)
@@ -33,4 +33,3 @@ class KktMap(SolutionMap):
     def margins(self, solution: Solution) -> Margins:
         """How far the solution is from where its derivative ends."""
         return self.system.margins(solution.data)
-
