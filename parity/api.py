@@ -12,7 +12,7 @@ from parity.converters.registry import Chain, Converter, chains, find_chain, fin
 from parity.errors import ParityError
 from parity.paths import PATHS, Path
 from parity.paths import path as path_named
-from parity.pipeline import CHECKS, Point, examine
+from parity.pipeline import CHECKS, Point, examine, plan_of
 from parity.records import BAD_VERDICTS, DEGENERATE, PASS, Record
 from parity.runtimes import Arrays, representation_of, runtime_for
 
@@ -62,7 +62,7 @@ def check(
     converted: Any,
     inputs: Any,
     *,
-    checks: Sequence[str] = ("value", "jacobian", "hessian"),
+    checks: Sequence[str] | None = None,
     path: str | None = None,
     speed: bool = False,
     name: str | None = None,
@@ -71,19 +71,21 @@ def check(
 
     `converted` is the converted model itself (a `casadi.Function`, …), the name of a registered converter, or a
     function `(model, example) -> artifact`. `inputs` is one array or tensor, or a tuple of them: floating point,
-    batch axis first. The value is compared for the whole batch, derivatives for its first samples. `path` says which
-    path is meant where the converter's name leaves it open; `speed` also times every check, on the first sample.
+    batch axis first. The value is compared for the whole batch, derivatives for its first samples. `checks` names what
+    to compare (`value`, `jacobian`, `hessian`, `vjp`), by default what the path's suite does. `path` says which path is
+    meant where the converter's name leaves it open; `speed` also times every check, on the first sample.
 
     The truth is `source` evaluated in float64, in eval mode, on the CPU; see `parity.checks.tolerance`. Raises
     `ParityError` for NaN weights, or inputs that the source does not take.
     """
-    if unknown := [each for each in checks if each not in CHECKS]:
+    if unknown := [each for each in checks or () if each not in CHECKS]:
         raise ParityError(f"unknown check {unknown[0]!r}: one of {', '.join(CHECKS)}")
     arrays = _arrays(inputs)
     chain = _chain_of(source, converted, arrays, path)
+    checks = checks or tuple(dict.fromkeys(point.check for point in plan_of(chain.path.name)))
     batch = len(arrays[0])
     samples = {each: batch if each == "value" else min(batch, DERIVATIVE_SAMPLES) for each in checks}
-    plan = [Point(each, "given", samples[each], timed=speed) for each in checks]
+    plan = [Point(each, "given", samples[each], timed=int(speed)) for each in checks]
     label = name or type(source).__name__
     return list(examine(OwnModel(source, arrays, label, type(source).__name__), chain, plan))
 
@@ -121,14 +123,23 @@ def _chain(source: str, target: str, name: str) -> Chain:
             known.require()
             return find_chain(known, name)
     edge = find_converter(source, target, name)
-    return Chain(Path(f"{source}-{target}", packages=(), extra=target), (edge,))
+    return Chain(_path_between(source, target), (edge,))
+
+
+def _path_between(source: str, target: str) -> Path:
+    """The path of these ends, or one that nobody has named: any edge is a path."""
+    name = f"{source}-{target}"
+    return next((known for known in PATHS if known.name == name), Path(name, packages=(), extra=target))
 
 
 def _chain_of(source: Any, converted: Any, arrays: Arrays, path: str | None) -> Chain:
     """The chain that the user means by `converted`."""
     start = _representation(source)
     if isinstance(converted, str):
-        possible = [path_named(path)] if path else [known for known in PATHS if known.source == start]
+        if path:
+            path_named(path).require()
+            return find_chain(path_named(path), converted)
+        possible = [known for known in PATHS if known.source == start]
         for known in possible:
             if any(chain.name == converted for chain in chains(known)):
                 known.require()
@@ -138,9 +149,14 @@ def _chain_of(source: Any, converted: Any, arrays: Arrays, path: str | None) -> 
     if representation_of(converted) is not None:
         return _single(start, converted, "given", lambda model, example: converted, repeatable=False)
     if callable(converted):
-        example = runtime_for(source).example(tuple(array[:1] for array in arrays))
         name = getattr(converted, "__name__", type(converted).__name__)
-        return _single(start, converted(runtime_for(source).model, example), name, converted, repeatable=True)
+        example = runtime_for(source).example(tuple(array[:1] for array in arrays))
+        try:
+            artifact = converted(runtime_for(source).model, example)
+        except Exception:  # it will raise again, and be recorded
+            edge = Converter(start, "", name, converted, ("float64",), ())
+            return Chain(Path(path or f"{start}-{name}", packages=(), extra=start), (edge,))
+        return _single(start, artifact, name, converted, repeatable=True)
     raise ParityError(f"a {type(converted).__qualname__} is neither a converted model, nor a converter or its name")
 
 
@@ -149,8 +165,8 @@ def _single(start: str, artifact: Any, name: str, function: Callable[..., Any], 
     if target is None:
         raise ParityError(f"{name} gives a {type(artifact).__qualname__}, which no runtime executes")
     dtype = runtime_for(artifact).dtype
-    edge = Converter(start, target, name, function, (dtype,), (), installed=False, repeatable=repeatable)
-    return Chain(Path(f"{start}-{target}", packages=(), extra=target), (edge,))
+    edge = Converter(start, target, name, function, (dtype,), (), repeatable)
+    return Chain(_path_between(start, target), (edge,))
 
 
 def _arrays(inputs: Any) -> Arrays:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from parity.errors import ParityError
@@ -36,17 +37,27 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     check = commands.add_parser("check", help="convert a model of yours and compare it with its source")
-    check.add_argument("model", metavar="MODEL", help="file of torch.save(model, file), or module:function")
+    check.add_argument("model", metavar="MODEL",
+                       help="file of torch.save(model, file), a .keras or .h5 file, or module:function")  # fmt: skip
     check.add_argument("--input-shape", metavar="1,12", required=True, action="append", type=_shape,
                        help="shape of an input, batch axis first; once per input")  # fmt: skip
-    check.add_argument("--path", default="torch-casadi", help="default: %(default)s")
+    check.add_argument("--path", help="default: torch-casadi, or keras-torch for a Keras file")
     check.add_argument("--converter", default="reference", help="default: %(default)s")
-    check.add_argument("--check", action="append", help="value, jacobian or hessian; default: all")
+    check.add_argument("--check", action="append", help="value, jacobian, hessian or vjp; default: the path's")
     check.add_argument("--seed", type=int, default=0, help="seed of the random inputs; default: 0")
     check.add_argument("--speed", action="store_true", help="time it too")
     check.add_argument("--trust", action="store_true", help="read a pickle, which can run code")
     check.add_argument("--report", metavar="DIR", type=Path, help="write a report")
     check.set_defaults(command=_check)
+
+    convert = commands.add_parser("convert", help="write a Keras model as plain PyTorch source and its weights")
+    convert.add_argument("model", metavar="MODEL", help=".keras or .h5 file, which is read without TensorFlow")
+    convert.add_argument("--to", choices=["torch"], default="torch", help="default: %(default)s")
+    convert.add_argument("--emit", metavar="FILE.py", type=Path, required=True,
+                         help="the source; the state dict is written beside it, as FILE.pt")  # fmt: skip
+    convert.add_argument("--layout", choices=["nhwc", "nchw"], default="nhwc",
+                         help="of images at inputs and outputs; default: %(default)s")  # fmt: skip
+    convert.set_defaults(command=_convert)
 
     listing = commands.add_parser("list", help="paths, converters and families of cases")
     listing.set_defaults(command=_list)
@@ -66,10 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the report of a run again, of a killed one too")
     report.add_argument("folder", metavar="RUN", type=Path)
     report.set_defaults(command=_report)
-
-    setup = commands.add_parser("setup", help="install what pip cannot install beside the rest")
-    setup.add_argument("what", choices=("acados",), help="the registry's acados, kept apart from your CasADi")
-    setup.set_defaults(command=_setup)
 
     merge = commands.add_parser("merge", help="join the records of several runs into one report")
     merge.add_argument("folder", metavar="DIR", type=Path, help="the new report folder")
@@ -91,10 +98,11 @@ def _shape(text: str) -> tuple[int, ...]:
 def _check(options: argparse.Namespace) -> int:
     from parity.api import check
     from parity.cases.weights import random_state
-    from parity.model_file import load_model
+    from parity.model_file import load_model, path_of
     from parity.paths import path
 
-    path(options.path).require()
+    way = path(options.path or path_of(options.model))
+    way.require()
     model = load_model(options.model, trust=options.trust)
     inputs = tuple(
         random_state(options.seed, number).standard_normal(shape) for number, shape in enumerate(options.input_shape)
@@ -103,29 +111,45 @@ def _check(options: argparse.Namespace) -> int:
         model,
         options.converter,
         inputs,
-        path=options.path,
+        path=way.name,
         speed=options.speed,
         name=Path(options.model).name,
         **({"checks": options.check} if options.check else {}),
     )
-    return _show(records, options.report)
+    return _show(records, options.report, way.packages)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from parity.converters.keras_torch import emit, reference
+
+    for package in ("torch", "h5py"):
+        if find_spec(package) is None:
+            raise ParityError(f"{options.model} cannot be read without {package}: pip install {package}")
+    if options.emit.suffix != ".py":
+        raise ParityError(f"{options.emit} is no Python file: give a name that ends in .py")
+    module = reference(options.model, layout=options.layout)
+    try:
+        source, state = emit(module, options.emit)
+    except OSError as error:
+        raise ParityError(f"cannot write {options.emit}: {error.strerror}") from error
+    print(f"{source}\n{state}")
+    return 0
 
 
 def _repro(options: argparse.Namespace) -> int:
     from parity.cases.case import case_from_id
     from parity.converters.registry import find_chain
     from parity.paths import path
-    from parity.pipeline import examine, plan_for
+    from parity.pipeline import examine
 
     way = path(options.path)
     way.require()
     case = case_from_id(options.case, way.source)
     print(case.model())
-    chain = find_chain(way, options.converter)
-    return _show(list(examine(case, chain, plan_for(chain))), None)
+    return _show(list(examine(case, find_chain(way, options.converter))))
 
 
-def _show(records: list[Record], report: Path | None) -> int:
+def _show(records: list[Record], report: Path | None = None, packages: Sequence[str] = ()) -> int:
     from parity.api import failed
 
     for record in records:
@@ -134,7 +158,7 @@ def _show(records: list[Record], report: Path | None) -> int:
         from parity.run_folder import RunFolder, describe_environment, run_id
 
         run = run_id()
-        folder = RunFolder(report, run, describe_environment(run, 0, ["torch", "casadi"]))
+        folder = RunFolder(report, run, describe_environment(run, 0, packages))
         for record in records:
             folder.append(record)
         folder.close()
@@ -147,7 +171,7 @@ def _show(records: list[Record], report: Path | None) -> int:
 def _list(options: argparse.Namespace) -> int:
     from parity.cases.case import case_ids
     from parity.cases.families import families
-    from parity.converters.registry import BROKEN, chains
+    from parity.converters.registry import BROKEN, chains, not_installed
     from parity.paths import PATHS
 
     for path in PATHS:
@@ -155,6 +179,8 @@ def _list(options: argparse.Namespace) -> int:
             print(f"{path.name}: needs {', '.join(path.missing())}: {path.install_command}")
             continue
         print(f"{path.name}: {', '.join(chain.name for chain in chains(path))}")
+        for absent in not_installed(path):
+            print(f"  {absent.name} needs {', '.join(absent.missing())}: {absent.install_command}")
         names = ", ".join(families(path.source))
         print(f"  {len(case_ids(source=path.source))} cases of the families {names}")
     for name, reason in BROKEN.items():
@@ -181,15 +207,6 @@ def _report(options: argparse.Namespace) -> int:
         print(report.write(options.folder))
     except OSError as error:
         raise ParityError(f"cannot write the report to {options.folder}: {error.strerror}") from error
-    return 0
-
-
-def _setup(options: argparse.Namespace) -> int:
-    from parity.converters.ocp_sensitivity import acados_installation
-
-    folder = acados_installation.install()
-    print(f"acados {acados_installation.version(folder)} is in {folder}")
-    acados_installation.find()
     return 0
 
 

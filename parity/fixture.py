@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from parity.deviations import Deviation, explanation, overdue
 from parity.errors import ParityError
 from parity.records import UNSUPPORTED, Record
 
@@ -41,41 +42,65 @@ class Parity:
 
         return api.convert(model, target, example, **options)
 
-    def run(self, case: Case, chain: Chain, *, speed: bool = False, benchmark: Any = None) -> list[Record]:
+    def run(
+        self,
+        case: Case,
+        chain: Chain,
+        *,
+        checks: Sequence[str] | None = None,
+        regimes: Sequence[str] | None = None,
+        deviations: Sequence[Deviation] = (),
+        speed: bool = False,
+        benchmark: Any = None,
+    ) -> list[Record]:
         """Send a case through a chain of converters and check it at every kind of inputs; `speed` times it too.
 
-        `benchmark`, pytest-benchmark's fixture, also gets the converted model's evaluation, if it agrees.
+        `checks` (`value`, `jacobian`, …) and `regimes` (`normal`, `large`, …) are those that are made, by default all
+        that the path has. `deviations` lists failures that are expected; see `parity.deviations`. `benchmark`, pytest-benchmark's fixture, also gets the converted model's evaluation, if it agrees.
 
         A shipped or installed converter runs in a process of its own, one registered by a test runs in this one.
-        The test fails if any check does, and is skipped where the converter says no to all of them.
+        The test fails if any check does, is an expected failure where the list explains all that do, and is skipped
+        where the converter says no to all of them.
         """
         __tracebackhide__ = True
         from parity.api import failed
-        from parity.pipeline import examine, plan_for, timed
+        from parity.pipeline import examine, plan_of, timed
 
-        plan = timed(plan_for(chain)) if speed else plan_for(chain)
+        plan = tuple(
+            point
+            for point in plan_of(chain.path.name, case.family)
+            if (checks is None or point.check in checks) and (regimes is None or point.regime in regimes)
+        )
+        plan = timed(plan, chain.path.name) if speed else plan
         try:
             if chain.installed and self._timeout:
-                records = self._keep(self._worker.examine(case.id, chain, plan, self._timeout))
+                records = self._keep(self._worker.examine(case.id, chain, plan, self._timeout), deviations)
             else:
-                records = self._keep(examine(case, chain, plan))
+                records = self._keep(examine(case, chain, plan), deviations)
         except ParityError as error:
             pytest.fail(str(error), pytrace=False)
-        if bad := failed(records):
+        failures = failed(records)
+        if bad := [record for record in failures if not explanation(deviations, record)]:
             again = f"again: {bad[0].reproducer}"
             pytest.fail("\n".join([*(record.summary() for record in bad), again]), pytrace=False)
+        if gone := overdue(deviations, case, chain.name, records):
+            pytest.fail(f"agrees now, take it off the list of deviations: {gone[0].reason}", pytrace=False)
+        if failures:
+            pytest.xfail("; ".join(dict.fromkeys(explanation(deviations, record) for record in failures)))
         if all(record.verdict == UNSUPPORTED for record in records):
             pytest.skip(records[0].message)
         if benchmark is not None:
             _benchmark(benchmark, case, chain)
         return records
 
-    def _keep(self, records: Iterable[Record]) -> list[Record]:
+    def _keep(self, records: Iterable[Record], deviations: Sequence[Deviation] = ()) -> list[Record]:
         """Attach the records to the test's report one by one: those before an exception are kept."""
         kept = []
         for record in records:
             if record.family != "own":
                 record = replace(record, reproducer=reproducer(record))
+            if reason := explanation(deviations, record):
+                record = replace(record, message=f"expected: {reason}")
             if record.speed_ratio is not None and "PYTEST_XDIST_WORKER" in os.environ:
                 record = replace(record, message=f"{record.message}; timed under pytest-xdist, beside other tests")
             self._request.node.user_properties.append((PROPERTY, record.to_plain()))

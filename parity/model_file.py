@@ -1,4 +1,4 @@
-"""The user's own model, named on a command line: a file that torch saved, or a function that builds it."""
+"""The user's own model, named on a command line: a file that torch or Keras saved, or a function that builds it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 from parity.errors import ParityError
 from parity.runtimes import representation_of
 
+KERAS_FILES = (".keras", ".h5", ".hdf5")
+
 
 def load_model(name: str, *, trust: bool = False) -> Any:
-    """Load `MODEL.pt` (a whole module, `torch.save(model, file)`) or build `module:function`.
+    """Load `MODEL.pt` (a whole module, `torch.save(model, file)`), `MODEL.keras` or `.h5`, or build `module:function`.
 
     A pickle can run any code while it is read, so a file is refused without `trust`. Raises `ParityError`.
     """
@@ -22,11 +24,16 @@ def load_model(name: str, *, trust: bool = False) -> Any:
     model = _build(name) if _is_function(name) else _read(Path(name), trust)
     if representation_of(model) is None:
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
-        hint = "a state dict holds no model: name a function that builds it, as module:function"
+        hint = "; a state dict holds no model: name a function that builds it, as module:function"
         raise ParityError(
-            f"{name} gives a {kind}, not a torch.nn.Module{'; ' + hint if isinstance(model, dict) else ''}"
+            f"{name} gives a {kind}, not a torch.nn.Module or a Keras model{hint if isinstance(model, dict) else ''}"
         )
     return model
+
+
+def path_of(name: str) -> str:
+    """The path that a file of this name is meant for, if the user names none."""
+    return "keras-torch" if not _is_function(name) and Path(name).suffix in KERAS_FILES else "torch-casadi"
 
 
 def _is_function(name: str) -> bool:
@@ -44,10 +51,12 @@ def _build(name: str) -> Any:
 
 
 def _read(file: Path, trust: bool) -> Any:
-    import torch
-
     if not file.is_file():
         raise ParityError(f"no file {file}: give a model saved by torch.save(model, file), or module:function")
+    if file.suffix in KERAS_FILES:
+        return _read_keras(file, trust)
+    import torch
+
     _require_whole(file)
     if not trust:
         raise ParityError(f"{file} is a pickle, which can run any code when it is read: add --trust if you trust it")
@@ -57,15 +66,25 @@ def _read(file: Path, trust: bool) -> Any:
         raise ParityError(f"cannot read {file}: {type(error).__name__}: {_line(error)}") from error
 
 
+def _read_keras(file: Path, trust: bool) -> Any:
+    """Python code inside (Lambda layers) is read only if it is trusted: Keras itself asks for that."""
+    from parity.cases.keras_backend import keras
+
+    try:
+        return keras.models.load_model(file, compile=False, safe_mode=not trust)
+    except Exception as error:
+        hint = "; add --trust if you trust it" if "unsafe deserialization" in str(error) else ""
+        raise ParityError(f"cannot read {file}: {type(error).__name__}: {_line(error)}{hint}") from error
+
+
 def _require_whole(file: Path) -> None:
     """torch reads damaged weights without a word, as other weights: the checksums of the archive tell."""
     try:
         with zipfile.ZipFile(file) as archive:
             names, damaged = archive.namelist(), archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
-        raise ParityError(
-            f"{file} is not a file that torch.save wrote (torch 1.6 or later), or it is cut off"
-        ) from error
+        why = "it is cut off, or not a file that torch.save wrote (torch 1.6 or later)"
+        raise ParityError(f"cannot read {file}: {why}") from error
     if damaged:
         raise ParityError(f"{file} is damaged: the checksum of {damaged} is wrong; save the model again")
     if any("/code/" in name for name in names):

@@ -46,9 +46,14 @@ class Path:
             raise MissingPackage(f"path {self.name} needs {', '.join(missing)}: {self.install_command}")
 
 
+ONNX = ("torch", "onnx", "onnxscript", "onnxruntime")
 PATHS = (
     Path("torch-casadi", packages=("torch", "casadi"), extra="casadi"),
+    Path("keras-torch", packages=("keras", "tensorflow", "torch", "h5py"), extra="keras"),
+    Path("torch-onnx", packages=ONNX, extra="onnx"),
+    Path("torch-onnx-caffe", packages=(*ONNX, "cv2"), extra="caffe"),
     Path("ocp-sensitivity", packages=("torch", "casadi"), extra="casadi", between=("ocp", "solution-map")),
+    Path("torch-onnx-caffe-onnx-torch", packages=(*ONNX, "cv2"), extra="caffe"),
 )
 
 

@@ -7,29 +7,34 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from time import perf_counter
 from typing import Any, Protocol
 
+import numpy as np
+
 from parity.checks.blame import first_diverging
-from parity.checks.derivatives import check_hessian, check_jacobian, projection
-from parity.checks.optimum import check_optimum
-from parity.checks.sensitivity import check_sensitivity
+from parity.checks.derivatives import check_hessian, check_jacobian, check_vjp, projection
+from parity.checks.training import check_structure, check_training
 from parity.checks.value import check_value
 from parity.checks.verdict import Finding
 from parity.converters.registry import Chain
-from parity.errors import MissingPackage, ParityError, Unsupported
-from parity.records import ERROR, EXPECTED_WRONG, FAIL, UNSUPPORTED, Record
+from parity.errors import ParityError, Unsupported
+from parity.records import DEGENERATE, ERROR, FAIL, UNSUPPORTED, Record
 from parity.runtimes import Arrays, runtime_for
 from parity.timing import compare_speed
 
+BLAME_MS = 2000.0
+"""Where a conversion takes longer, the first layer that diverges is not looked for: it takes one for every layer."""
 CHECKS = {
     "value": check_value,
     "jacobian": check_jacobian,
     "hessian": check_hessian,
-    "optimum": check_optimum,
-    "sensitivity": check_sensitivity,
+    "vjp": check_vjp,
+    "structure": check_structure,
+    "training": check_training,
 }
 
 
@@ -55,7 +60,8 @@ class Point:
     check: str
     regime: str = "normal"
     batch: int = 1
-    timed: bool = False
+    timed: int = 0
+    """How many samples a call takes whose time is measured; 0 for none."""
 
 
 PLAN = (
@@ -66,19 +72,38 @@ PLAN = (
     Point("hessian"),
 )
 """What every case goes through: derivatives only where inputs are of a size that users differentiate at."""
+VALUE = tuple(point for point in PLAN if point.check == "value")
+PLANS = {
+    "torch-onnx": VALUE,
+    "torch-onnx-caffe": VALUE,
+    "torch-onnx-caffe-onnx-torch": VALUE,
+    "keras-torch": (
+        *(Point("value", regime, batch=4) for regime in ("normal", "tiny", "saturating")),
+        Point("vjp", batch=4),
+        Point("structure"),
+        Point("training", batch=4),
+    ),
+    "keras-torch application": (Point("value"), Point("value", batch=4), Point("structure")),
+}
+"""Where it is another: on a path, or in one family there. A gradient replaces Jacobians where outputs are many and
+batches large. Whole applications are costly, and deep enough for rounding to flip a ReLU, which a gradient shows."""
+SPEED_BATCHES = {"keras-torch": (1, 64)}
+"""Sizes of the batches that speed is measured for; elsewhere 1."""
 
-SOLUTION_PLAN = (Point("optimum", batch=3), Point("sensitivity"), Point("sensitivity", "another"))
-"""What every optimal control problem goes through: solutions at three points, derivatives at two others."""
+
+def plan_of(path: str, family: str = "") -> tuple[Point, ...]:
+    """What a case of a family goes through on a path."""
+    return PLANS.get(f"{path} {family}") or PLANS.get(path) or PLAN
 
 
-def plan_for(chain: Chain) -> tuple[Point, ...]:
-    """The plan of the path that a chain follows."""
-    return SOLUTION_PLAN if chain.path.source == "ocp" else PLAN
-
-
-def timed(plan: Sequence[Point]) -> tuple[Point, ...]:
-    """The same plan with every check timed at normal inputs, batch 1."""
-    return tuple(replace(point, timed=point.regime == "normal" and point.batch == 1) for point in plan)
+def timed(plan: Sequence[Point], path: str = "") -> tuple[Point, ...]:
+    """The same plan with every check timed at normal inputs, for batches of the path's sizes."""
+    batches = SPEED_BATCHES.get(path, (1,))
+    added = [Point("value", batch=batch) for batch in batches if Point("value", batch=batch) not in plan]
+    points = (*plan, *added)
+    calls = ("value", "jacobian", "hessian", "vjp")
+    chosen = {p for p in points if p.check in calls and p.regime == "normal" and p.batch in batches}
+    return tuple(replace(point, timed=point.batch if point in chosen else 0) for point in points)
 
 
 @dataclass(frozen=True)
@@ -99,13 +124,16 @@ def convert_along(chain: Chain, model: Any, example: tuple[Any, ...]) -> Convers
     return Conversion(tuple(artifacts), (perf_counter() - start) * 1e3)
 
 
-def examine(subject: Subject, chain: Chain, plan: Sequence[Point] = PLAN) -> Iterator[Record]:
+def examine(subject: Subject, chain: Chain, plan: Sequence[Point] | None = None) -> Iterator[Record]:
     """Records of one subject and chain: one per point of the plan, in each precision that the chain computes in.
+
+    Without a plan, the path's own is taken.
 
     The converter is given the source in that precision, in eval mode, on the CPU; the truth is the same source in
     float64. A converter that fails costs its own verdicts: only a source that cannot be judged (`ParityError`) raises.
     """
     model, base = subject.model(), identity(subject, chain)
+    plan = plan or plan_of(chain.path.name, subject.family)
     for dtype in chain.dtypes:
         yield from _Examination(subject, chain, model, replace(base, dtype=dtype)).records(plan)
 
@@ -138,11 +166,11 @@ class _Examination:
         try:
             conversion = convert_along(self.chain, self.source.model, self.example)
             target = runtime_for(conversion.artifacts[-1], self.base.dtype)
+            known = {"convert_ms": conversion.milliseconds, "artifact_bytes": target.artifact_bytes}
         except Exception as error:
             for point in plan:
                 yield self._record(point, **_refusal(error))
             return
-        known = {"convert_ms": conversion.milliseconds, "artifact_bytes": target.artifact_bytes}
         for point in plan:
             yield self._record(point, **known, **self._check(point, conversion, target))
 
@@ -153,13 +181,15 @@ class _Examination:
         inputs = self.subject.inputs(point.regime, point.batch)
         try:
             finding = self._find(point, self.reference, target, inputs)
+            if finding.verdict == FAIL and finding.comparison and self._overflows(inputs):
+                message = f"the source itself leaves the range of {self.base.dtype} here"
+                finding = replace(finding, verdict=DEGENERATE, message=message)
             columns = _columns(finding)
-            if finding.verdict == FAIL and self.chain.expected_wrong:
-                columns |= {"verdict": EXPECTED_WRONG, "message": f"{self.chain.expected_wrong}: {finding.message}"}
-            elif finding.verdict == FAIL:
-                columns |= self._blame(point, conversion, inputs)
+            if finding.verdict == FAIL:
+                with suppress(Exception):  # that it is wrong stands, also where it cannot be said what is to blame
+                    columns |= self._blame(point, conversion, inputs)
             elif point.timed:
-                columns |= self._speed(point, tuple(array[:1] for array in inputs), target)
+                columns |= self._speed(point, tuple(array[: point.timed] for array in inputs), target)
         except Exception as error:
             return _refusal(error)
         return columns
@@ -167,9 +197,14 @@ class _Examination:
     def _find(self, point: Point, reference: Any, target: Any, inputs: Arrays) -> Finding:
         return CHECKS[point.check](reference, target, inputs, self.base.dtype)
 
+    def _overflows(self, inputs: Arrays) -> bool:
+        """Whether the source, in this precision, gives infinities or NaN where it does not in float64."""
+        with np.errstate(all="ignore"):
+            return bool(np.any(~np.isfinite(self.source.value(inputs)) & np.isfinite(self.reference.value(inputs))))
+
     def _blame(self, point: Point, conversion: Conversion, inputs: Arrays) -> dict[str, str]:
         """The first stage of the chain and the first layer of the model whose result is off."""
-        if not all(converter.repeatable for converter in self.chain.converters):
+        if point.check == "structure" or not all(converter.repeatable for converter in self.chain.converters):
             return {}
 
         def agrees(model: Any) -> bool:
@@ -185,27 +220,25 @@ class _Examination:
             last = artifact is conversion.artifacts[-1]
             if not last and self._find(point, self.reference, runtime, inputs).verdict == FAIL:
                 break
-        return {"blame_stage": stage, "blame_layer": first_diverging(self.reference.prefixes(inputs), agrees)}
+        if conversion.milliseconds > BLAME_MS:
+            return {"blame_stage": stage}
+        layer = first_diverging(self.reference.prefixes(inputs), agrees)
+        remark = self.reference.remark(layer)
+        return {"blame_stage": stage, "blame_layer": layer, **({"message": remark} if remark else {})}
 
     def _speed(self, point: Point, inputs: Arrays, target: Any) -> dict[str, Any]:
         weights = projection(self.reference.value(inputs).shape[1])
         model, check = self.source.model, point.check
-        own_baseline = hasattr(target, "baseline")  # a target that is compared with another use of itself
 
         def build_source() -> Any:
-            if own_baseline:
-                return target.baseline(check, inputs)
             return runtime_for(model, self.base.dtype).caller(check, inputs, weights)
 
         def build_target() -> Any:
-            if own_baseline:
-                return target.caller(check, inputs, weights)
             artifact = convert_along(self.chain, model, self.example).artifacts[-1]
             return runtime_for(artifact, self.base.dtype).caller(check, inputs, weights)
 
         speed = compare_speed(build_source, build_target)
-        against = (target.baseline_description if own_baseline else self.source.caller_description)(check)
-        ways = f"{target.caller_description(check)} against {against}"
+        ways = f"{target.caller_description(check)} against {self.source.caller_description(check)}"
         return {
             "message": f"{speed.verdict}: {ways}; {speed.builds} fresh builds",
             "source_us": speed.source_us,
@@ -217,10 +250,11 @@ class _Examination:
 
 
 def _columns(finding: Finding) -> dict[str, Any]:
-    errors = finding.comparison
+    errors, columns = finding.comparison, {"verdict": finding.verdict, "message": finding.message}
+    if errors is None:
+        return columns
     return {
-        "verdict": finding.verdict,
-        "message": finding.message,
+        **columns,
         "error_ratio": errors.error_ratio,
         "max_abs": errors.max_abs,
         "max_rel": errors.max_rel,
@@ -231,7 +265,7 @@ def _columns(finding: Finding) -> dict[str, Any]:
 
 
 def _refusal(error: Exception) -> dict[str, str]:
-    if isinstance(error, Unsupported | MissingPackage):
+    if isinstance(error, Unsupported):
         return {"verdict": UNSUPPORTED, "message": str(error)}
     text = " ".join(str(error).split())[:500]
     if isinstance(error, ParityError):

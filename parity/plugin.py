@@ -39,11 +39,11 @@ class Settings:
         """The converter chains along `path` that the options let run."""
         from parity.converters.registry import chains
 
-        return [
-            chain
-            for chain in chains(path)
-            if not self.converters or {chain.name, *(edge.name for edge in chain.converters)} & set(self.converters)
-        ]
+        return [chain for chain in chains(path) if not self.converters or _named(chain, self.converters)]
+
+
+def _named(chain: Chain, names: Sequence[str]) -> bool:
+    return bool({chain.name, *(edge.name for edge in chain.converters)} & set(names))
 
 
 SETTINGS = pytest.StashKey[Settings]()
@@ -89,7 +89,7 @@ def _suites_folder() -> Path:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "parity(path=…, families=…, cases=…): a parity test, run with --parity only; "
+        "parity(path=…, families=…, cases=…, without=…): a parity test, run with --parity only; "
         "gives the fixtures parity_case and parity_chain one random case and converter each.",
     )
     config.stash[SETTINGS] = settings = _settings(config)
@@ -213,7 +213,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _parameters(
-    settings: Settings, names: Sequence[str], path: str, families: Any = None, cases: int | None = None
+    settings: Settings,
+    names: Sequence[str],
+    path: str,
+    families: Any = None,
+    cases: int | None = None,
+    without: Any = None,
 ) -> list[Any]:
     from parity.cases.case import case_ids
     from parity.paths import path as path_named
@@ -222,10 +227,12 @@ def _parameters(
     if missing := way.missing():
         reason = f"path {way.name} needs {', '.join(missing)}: {way.install_command}"
         return [pytest.param(*[None] * len(names), id="not-installed", marks=pytest.mark.skip(reason=reason))]
-    families = (families,) if isinstance(families, str) else families
+    families, without = ((each,) if isinstance(each, str) else each for each in (families, without))
     count = settings.cases if settings.cases is not None else cases
     ids = case_ids(families, settings.seed, count, way.source)
     chains: list[Any] = settings.chains(way) if "parity_chain" in names else [None]
+    if without:
+        chains = [chain for chain in chains if chain is None or not _named(chain, without)]
     options = [(chain, case) for chain in chains for case in (ids if "parity_case" in names else [None])]
     return [
         pytest.param(*(value for value in (chain, case) if value is not None), id="-".join(
@@ -312,6 +319,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     settings = config.stash[SETTINGS]
     if not settings.enabled:
         return []
+    from parity.converters.registry import not_installed
+
     lines = [f"parity: seed {settings.seed}"]
     for path in settings.paths:
         if path.missing():
@@ -320,6 +329,12 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         else:
             names = ", ".join(chain.name for chain in settings.chains(path))
             lines.append(f"parity: {path.name} by {names or 'no converter'}")
+            lines += [
+                f"parity: {path.name} by {absent.name} cannot run here: it needs {', '.join(absent.missing())}: "
+                f"{absent.install_command}"
+                for absent in not_installed(path)
+                if not settings.converters or absent.name in settings.converters
+            ]
     return lines + [f"parity: {notice}" for notice in _broken()]
 
 
@@ -337,7 +352,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     settings = config.stash[SETTINGS]
     if not settings.enabled or hasattr(config, "workerinput"):
         return
-    _require_something_to_run(settings)
+    try:
+        _require_something_to_run(settings)
+    except ParityError as error:  # two converters of one name
+        raise pytest.UsageError(str(error)) from None
     if config.option.collectonly:
         return
     from parity.recorder import Recorder
@@ -345,7 +363,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
     run = run_id()
     folder = config.invocation_params.dir / (settings.report or f"reports/{run}")
-    packages = dict.fromkeys(package for path in settings.paths for package in path.packages)
+    packages = dict.fromkeys(package for path in settings.paths for package in (*path.packages, *(
+        package for chain in settings.chains(path) for step in chain.converters for package in step.requires
+    )))  # fmt: skip
     notices = [line.removeprefix("parity: ") for line in pytest_report_header(config) if "cannot" in line]
     environment = describe_environment(run, settings.seed, [*packages])
     try:
@@ -360,11 +380,15 @@ def _require_something_to_run(settings: Settings) -> None:
         raise pytest.UsageError("; ".join(
             f"path {path.name} needs {', '.join(path.missing())}: {path.install_command}" for path in settings.paths
         ))  # fmt: skip
-    from parity.converters.registry import chains
+    from parity.converters.registry import chains, not_installed
 
     names = {name for path in runnable for chain in chains(path)
              for name in (chain.name, *(edge.name for edge in chain.converters))}  # fmt: skip
+    absent = {converter.name: converter for path in runnable for converter in not_installed(path)}
     for name in settings.converters:
+        if name in absent:
+            needs = f"{', '.join(absent[name].missing())}: {absent[name].install_command}"
+            raise pytest.UsageError(f"converter {name} needs {needs}")
         if name not in names:
             raise pytest.UsageError(f"no converter is named {name!r}: {', '.join(sorted(names))}")
 

@@ -41,9 +41,9 @@ class Recorder:
         found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
         terminalreporter.write_line(f"{len(self.folder.records)} checks of {cases} cases: {found or 'none ran'}")
         terminalreporter.write_line(f"report: {self.folder.index}")
-        self._write_job_summary()
+        self._write_job_summary(terminalreporter)
 
-    def _write_job_summary(self) -> None:
+    def _write_job_summary(self, terminalreporter: Any) -> None:
         """Where GitHub Actions shows a job's summary; a failure to write it is no reason to fail the run."""
         target = os.environ.get("GITHUB_STEP_SUMMARY")
         summary = self.folder.folder / "summary.md"
@@ -52,4 +52,4 @@ class Recorder:
                 with Path(target).open("a", encoding="utf-8") as file:
                     file.write(summary.read_text(encoding="utf-8"))
             except OSError as error:
-                self.folder.notices.append(f"the job summary could not be written: {error}")
+                terminalreporter.write_line(f"the job summary could not be written: {error}", yellow=True)

@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     import pandas
 
 PASS, FAIL, UNSUPPORTED, ERROR = "pass", "fail", "unsupported", "error"
-CRASH, TIMEOUT, DEGENERATE, EXPECTED_WRONG = "crash", "timeout", "degenerate", "expected-wrong"
-VERDICTS = (PASS, FAIL, UNSUPPORTED, ERROR, CRASH, TIMEOUT, DEGENERATE, EXPECTED_WRONG)
+CRASH, TIMEOUT, DEGENERATE = "crash", "timeout", "degenerate"
+VERDICTS = (PASS, FAIL, UNSUPPORTED, ERROR, CRASH, TIMEOUT, DEGENERATE)
 BAD_VERDICTS = (FAIL, ERROR, CRASH, TIMEOUT)
-"""Verdicts that make a run red. The others are shown and counted, and redden nothing: `expected-wrong` is the failure
-of a converter that says itself that it is wrong (`@converter(..., expected_wrong="why")`)."""
+"""Verdicts that make a run red. `unsupported` and `degenerate` are shown and counted, and redden nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,9 +36,8 @@ class RunFolder:
         try:
             self._open(folder)
         except OSError as error:
-            raise ParityError(
-                f"cannot write the report to {folder}: {_reason(error)}; choose another folder"
-            ) from error
+            why = _reason(error)
+            raise ParityError(f"cannot write the report to {folder}: {why}; choose another folder") from error
 
     @property
     def index(self) -> Path:
@@ -116,20 +115,7 @@ def describe_environment(run: str, seed: int, packages: Sequence[str]) -> dict[s
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "limits": LIMITS,
         "versions": {name: found for name in (*PACKAGES, *packages) if (found := _version(name))},
-        **_acados(),
     }
-
-
-def _acados() -> dict[str, str]:
-    """The acados that engines use: it is no package of this environment."""
-    from parity.converters.ocp_sensitivity import acados_installation
-
-    try:
-        folder = acados_installation.find()
-    except ParityError as error:
-        return {"acados": str(error)}
-    library = acados_installation.library_folder(folder) / "libacados.so"
-    return {"acados": f"{acados_installation.version(folder)}, {library}"}
 
 
 def _version(name: str) -> str:

@@ -26,7 +26,10 @@ from parity.pipeline import Point, examine, identity
 from parity.records import CRASH, TIMEOUT, Record
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREADS += ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 """One thread per framework: their pools disturb one another, and speed ratios with them."""
+ENVIRONMENT = {**dict.fromkeys(THREADS, "1"), "KERAS_BACKEND": "tensorflow"}
+"""Keras reads its backend while it is imported; its models are judged on TensorFlow."""
 START_SECONDS = 120.0
 """The process imports frameworks before its first answer: that is not the converter's time."""
 LONGEST_POLL = 1e6
@@ -88,7 +91,7 @@ class Worker:
             context = get_context("spawn")
             self._connection, theirs = context.Pipe()
             self._process = context.Process(target=serve, args=(theirs,), daemon=True, name="parity-worker")
-            with _main_module_hidden():
+            with _main_module_hidden(), _environment():
                 self._process.start()
             theirs.close()
         return self._connection
@@ -109,6 +112,21 @@ class Worker:
 
 
 @contextmanager
+def _environment() -> Iterator[None]:
+    """Frameworks read it when they are loaded, which the new process does at once."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
 def _main_module_hidden() -> Iterator[None]:
     """Otherwise the new process first runs the script that called `pytest.main()`, once more."""
     main = sys.modules["__main__"]
@@ -121,7 +139,6 @@ def _main_module_hidden() -> Iterator[None]:
 
 def serve(connection: Connection) -> None:
     """The process's own loop: a request in, its records out."""
-    os.environ.update(dict.fromkeys(THREADS, "1"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     while True:
         try:
@@ -129,8 +146,8 @@ def serve(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            for package in path_named(path).packages:
-                import_module(package)
+            for representation in path_named(path).representations:
+                import_module(f"parity.runtimes.{representation}")  # and with it, its framework
             connection.send(("ready", None))
             chain = find_chain(path_named(path), chain_name)
             for record in examine(case_from_id(case_id, chain.path.source), chain, plan):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,12 @@ import pytest
 from parity.records import Record
 
 pytest_plugins = "pytester"
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For processes that tests start: the threads of several would disturb one another."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -56,21 +61,13 @@ def run_parity(run: Callable[..., pytest.RunResult]) -> Callable[..., pytest.Run
     return lambda *arguments: run("--parity", "--parity-timeout=0", "--parity-report=report", *arguments)
 
 
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Install a package of converters as pip would: a module, and an entry point that names it."""
-
-    def install(name: str, source: str) -> None:
-        site = tmp_path / "site"
-        metadata = site / f"{name}-1.0.dist-info"
-        metadata.mkdir(parents=True)
-        (site / f"{name}.py").write_text(source, encoding="utf-8")
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
-        (metadata / "entry_points.txt").write_text(f"[parity.converters]\n{name} = {name}\n", encoding="utf-8")
-        monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
-        monkeypatch.syspath_prepend(site)
-
-    return install
+def install(site: Path, name: str, source: str) -> None:
+    """Install a package of converters in a folder, as pip would: a module, and an entry point that names it."""
+    metadata = site / f"{name}-1.0.dist-info"
+    metadata.mkdir()
+    (site / f"{name}.py").write_text(source, encoding="utf-8")
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text(f"[parity.converters]\n{name} = {name}\n", encoding="utf-8")
 
 
 def rows(folder: Path) -> list[Record]:

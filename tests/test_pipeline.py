@@ -28,7 +28,7 @@ REFERENCE = find_chain(path("torch-casadi"), "reference")
 
 
 def chain_of(function: Callable[..., Any]) -> Chain:
-    edge = Converter("torch", "casadi", function.__name__, function, ("float64",), (), installed=False)
+    edge = Converter("torch", "casadi", function.__name__, function, ("float64",), ())
     return Chain(path("torch-casadi"), (edge,))
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import node_ids, rows
+from conftest import install, node_ids, rows
 
 import parity
 
@@ -50,9 +50,7 @@ def test_the_plugin_imports_no_framework():
 def test_a_run_without_the_flag_imports_no_framework(pytester, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile(OWN)
-    pytester.makeconftest(
-        f"import sys\ndef pytest_unconfigure(): print('imported:', {FRAMEWORKS} & set(sys.modules))"
-    )
+    pytester.makeconftest(f"import sys\ndef pytest_unconfigure(): print('imported:', {FRAMEWORKS} & set(sys.modules))")
     result = pytester.runpytest_subprocess("-p", "parity.plugin")
     result.assert_outcomes(passed=1, deselected=1)
     result.stdout.fnmatch_lines(["imported: set()"])
@@ -134,7 +132,7 @@ def test_in_an_empty_folder_and_below_the_root(pytester, run_parity, monkeypatch
 def test_a_virtual_environment_inside_the_root(pytester, monkeypatch):
     site = pytester.path / ".venv/lib/python3/site-packages"
     shutil.copytree(Path(parity.__file__).parent, site / "parity", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(Path(__file__).parents[1] / "suites", site / "parity/suites")
+    shutil.copytree(Path(__file__).parents[1] / "suites", site / "parity/suites", dirs_exist_ok=True)
     (pytester.path / ".venv/pyvenv.cfg").touch()
     monkeypatch.setenv("PYTHONPATH", str(site))
     pytester.makepyfile(test_host=OWN)
@@ -198,7 +196,7 @@ def test_the_header_names_converters_once(pytester, run):
     ("argument", "message"),
     {
         "--parity-path=keras-tflite": "unknown path 'keras-tflite': one of torch-casadi*",
-        "--parity-converter=l4casadi": "no converter is named 'l4casadi': reference",
+        "--parity-converter=other": "no converter is named 'other': *reference*",
         "--parity-cases=many": "--parity-cases takes a number from 0 on, not 'many'",
         "--parity-seed=-1": "--parity-seed takes a number from 0 on, not '-1'",
         "--parity-timeout=nan": "--parity-timeout takes a number from 0 on, not 'nan'",
@@ -243,12 +241,15 @@ def test_a_path_that_cannot_run_is_shown_and_skipped(pytester, run, monkeypatch)
     needs = "torch-nowhere cannot run here: it needs no_such_package: pip install 'pytest-parity?nowhere?'"
     result = run("--parity", "--parity-report=report", "-rs", "test_host.py")
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines([f"parity: {needs}", "*= parity =*", needs, "0 checks of 0 cases: none ran", "SKIPPED*"])
+    result.stdout.fnmatch_lines(
+        [f"parity: {needs}", "*= parity =*", needs, "0 checks of 0 cases: none ran", "SKIPPED*"]
+    )
     assert "no_such_package" in (pytester.path / "report/index.html").read_text(encoding="utf-8")
 
 
-def test_an_installed_converter_that_cannot_be_imported_is_shown(pytester, install):
-    install("broken_converters", "raise ImportError('two\\nlines')")
+def test_an_installed_converter_that_cannot_be_imported_is_shown(pytester, tmp_path, monkeypatch):
+    install(tmp_path, "broken_converters", "raise ImportError('two\\nlines')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     line = "converters of entry point 'broken_converters' cannot be loaded: ImportError: two lines"
     result = pytester.runpytest_subprocess("--parity", "--parity-report=report", "-p", "no:randomly", LINEAR)
     result.assert_outcomes(passed=1)

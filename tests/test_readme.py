@@ -23,13 +23,13 @@ import torch
 def build():
     return torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
 """
-CONVERTER = '''
+CONVERTER = """
 import parity
 
 @parity.converter("torch", "casadi")
 def my_converter(model, example):
     return parity.convert(model, "casadi", example)
-'''
+"""
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:

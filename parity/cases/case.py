@@ -11,10 +11,9 @@ from functools import cached_property, lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from parity.cases.families import families, layer_families
+from parity.cases.families import VOCABULARIES, families, layer_families
 from parity.cases.spec import ModelSpec
-from parity.cases.torch_layers import build
-from parity.cases.weights import draw_inputs, fill
+from parity.cases.weights import draw_inputs
 from parity.errors import ParityError
 
 if TYPE_CHECKING:
@@ -30,7 +29,8 @@ class Case:
     seed: int
     draw: Callable[[], ModelSpec]
     source: str = "torch"
-    initialise: Callable[[Any, object], None] = fill
+    initialise: Callable[[Any, object], None] | None = None
+    """Gives the model its weights from the id, instead of the vocabulary's `fill`."""
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -42,9 +42,10 @@ class Case:
         return ">".join(self.spec.layers)
 
     def model(self) -> Any:
-        """The source model: for torch, a `torch.fx.GraphModule` in eval mode, float32."""
-        model = build(self.spec)
-        self.initialise(model, self.id)
+        """The source model, float32: a `torch.fx.GraphModule` in eval mode, a functional `keras.Model`."""
+        vocabulary = VOCABULARIES[self.source]
+        model = vocabulary.build(self.spec)
+        (self.initialise or vocabulary.fill)(model, self.id)
         return model
 
     def inputs(self, regime: str = "normal", batch: int = 1) -> tuple[np.ndarray, ...]:
@@ -57,19 +58,24 @@ def case_ids(
 ) -> list[str]:
     """Ids of the cases of some families (`layer` stands for every layer; None for all families).
 
-    `count` sets how many random models the random families (`dag`) and, if a layer is named by its own name, that
-    layer takes. Raises ParityError for an unknown family. Draws no model, so that listing is quick.
+    `count` sets how many random models there are, spread evenly over the random families among those (`dag`, `vgg`, …),
+    and how many each layer takes that is named by its own name. Raises ParityError for an unknown family. Draws no model, so that listing is quick.
     """
     known, layers = families(source), layer_families(source)
     ids = []
-    for name in dict.fromkeys(n for word in names or (*known,) for n in (layers if word == "layer" else (word,))):
+    wanted = dict.fromkeys(n for word in names or (*known,) for n in (layers if word == "layer" else (word,)))
+    random_families = sum(name in known and known[name].random for name in wanted)
+    for name in wanted:
         if name not in known:
             raise ParityError(
                 f"unknown family {name!r}: layer, {', '.join(f for f in known if f not in layers)}, or a layer"
             )
         family = known[name]
-        chosen = family.random or (name in layers and names and name in names)
-        total = count if count is not None and chosen else family.count
+        total = family.count
+        if count is not None and family.random:
+            total = -(-count // random_families)
+        elif count is not None and name in layers and names and name in names:
+            total = count
         ids += [f"{name}-{seed}-{number}" for number in range(total)]
     return ids
 

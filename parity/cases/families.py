@@ -1,7 +1,10 @@
 """Families of cases: every layer by its own name, and the kinds of models that a vocabulary's source is known for.
 
-For torch: `dag` (random graphs), `recipe` (the networks of a well-known PyTorch-to-CasADi recipe), `network` (the
-networks that speed is measured on) and `pendulum` (a dynamics model trained on the spot).
+For every source: `dag` (random graphs). For torch: `recipe` (the networks of a well-known PyTorch-to-CasADi recipe),
+`network` (the networks that speed is measured on), `pendulum` (a dynamics model trained on the spot), `vocabulary`
+(each layer once) and the convolutional networks of `parity.cases.cnn`. For Keras: `network` (among them that of a
+well-known Keras-to-PyTorch recipe), `digits` (a classifier of handwritten digits, trained on the spot) and
+`application` (of `keras.applications`, with random weights).
 """
 
 from __future__ import annotations
@@ -12,14 +15,18 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
+from parity.cases import cnn
 from parity.cases.generate import generate, generate_layer
+from parity.cases.keras_layers import APPLICATIONS, KERAS
 from parity.cases.spec import ModelSpec, Node, Shape
 from parity.cases.torch_layers import TORCH
 from parity.cases.vocabulary import Arguments, Layer, Vocabulary
-from parity.cases.weights import fill
 
-VOCABULARIES = {"torch": TORCH}
-LAYER_CASES = 3
+VOCABULARIES = {"torch": TORCH, "keras": KERAS}
+LAYERS = (*TORCH,)
+LAYER_CASES = {"torch": 3, "keras": 2}
+"""Keras' layers have more options, but a case of theirs takes several times longer."""
+NETWORK_CASES = 3
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Family:
     count: int
     """How many cases a run takes, unless the user says how many."""
     draw: Callable[[Random, int, int], ModelSpec]
-    initialise: Callable[[Any, object], None] = fill
+    initialise: Callable[[Any, object], None] | None = None
     random: bool = False
     """The user's `--parity-cases` sets how many."""
 
@@ -44,12 +51,10 @@ def families(source: str = "torch") -> dict[str, Any]:
         return OCP_FAMILIES
     vocabulary = VOCABULARIES[source]
     known = [
-        Family("recipe", 3, _recipe),
-        Family("network", 3, _network),
-        Family("pendulum", 1, _pendulum, initialise=_train_pendulum),
+        *OWN[source],
         Family("dag", 50, lambda rng, seed, number: generate(rng, vocabulary), random=True),
+        *(_layer_family(vocabulary, layer) for layer in vocabulary),
     ]
-    known += [_layer_family(vocabulary, layer) for layer in vocabulary]
     return {family.name: family for family in known}
 
 
@@ -57,11 +62,20 @@ def _layer_family(vocabulary: Vocabulary, layer: Layer) -> Family:
     def draw(rng: Random, seed: int, number: int) -> ModelSpec:
         return generate_layer(rng, vocabulary, layer, seed, number)
 
-    return Family(layer.name, LAYER_CASES, draw)
+    return Family(layer.name, LAYER_CASES[vocabulary.source], draw)
 
 
 def layer_families(source: str = "torch") -> tuple[str, ...]:
     return tuple(layer.name for layer in VOCABULARIES.get(source, ()))
+
+
+def _of_vocabulary(rng: Random, seed: int, number: int) -> ModelSpec:
+    return generate_layer(rng, TORCH, LAYERS[number], seed, 0)
+
+
+def _network_family(name: str) -> Family:
+    count, draw = cnn.FAMILIES[name]
+    return Family(name, count or NETWORK_CASES, lambda rng, seed, number: draw(rng, number), random=count is None)
 
 
 def _chain(vocabulary: Vocabulary, shape: Shape, *layers: tuple[str, Arguments]) -> ModelSpec:
@@ -108,3 +122,57 @@ def _train_pendulum(model: Any, seed: object) -> None:
     from parity.cases.pendulum import train
 
     train(model, seed)
+
+
+def _keras_network(rng: Random, seed: int, number: int) -> ModelSpec:
+    """The network of a well-known Keras-to-PyTorch recipe; a small perceptron; a recurrent network."""
+    same = {"kernel_size": 3, "padding": "same", "activation": "relu"}
+    pool, flatten = ("MaxPooling2D", {"pool_size": 2}), _plain("Flatten")
+    networks: tuple[tuple[Any, ...], ...] = (
+        ((28, 28, 1), ("Conv2D", {"filters": 32, **same}), pool, ("Conv2D", {"filters": 64, **same}), pool, flatten,
+         _dense(10, "softmax")),
+        ((4,), _dense(64, "relu"), _dense(64, "relu"), _dense(4)),
+        ((12, 6), ("LSTM", {"units": 16, "return_sequences": True}), ("GRU", {"units": 16}), _dense(3)),
+    )  # fmt: skip
+    shape, *layers = networks[number]
+    return _chain(KERAS, shape, *layers)
+
+
+def _dense(units: int, activation: str | None = None) -> tuple[str, Arguments]:
+    return "Dense", {"units": units, "activation": activation}
+
+
+def _digits(rng: Random, seed: int, number: int) -> ModelSpec:
+    norm, relu = ("BatchNormalization", {"momentum": 0.9}), _plain("ReLU")
+    first, second = ("Conv2D", {"filters": 8, "kernel_size": 3, "padding": "same"}), ("Conv2D", {"filters": 16,
+                     "kernel_size": 3, "strides": 2, "padding": "same"})  # fmt: skip
+    dropout = ("Dropout", {"rate": 0.2})
+    return _chain(KERAS, (8, 8, 1), first, norm, relu, second, norm, relu, _plain("Flatten"), dropout, _dense(10))
+
+
+def _train_digits(model: Any, seed: object) -> None:
+    from parity.cases.digits import train
+
+    train(model, seed)
+
+
+def _application(rng: Random, seed: int, number: int) -> ModelSpec:
+    node = Node(APPLICATIONS[number], {"classes": 10}, (0,), (10,))
+    return ModelSpec(((48, 56, 3),), (node,))
+
+
+OWN = {
+    "torch": (
+        Family("recipe", 3, _recipe),
+        Family("network", 3, _network),
+        Family("pendulum", 1, _pendulum, initialise=_train_pendulum),
+        Family("vocabulary", len(LAYERS), _of_vocabulary),
+        *(_network_family(name) for name in cnn.FAMILIES),
+    ),
+    "keras": (
+        Family("network", 3, _keras_network),
+        Family("digits", 1, _digits, initialise=_train_digits),
+        Family("application", 3, _application),
+    ),
+}
+"""Families that one source alone has."""

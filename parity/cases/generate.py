@@ -11,7 +11,7 @@ from math import prod
 from random import Random
 from typing import TypeVar
 
-from parity.cases.spec import ModelSpec, Node, Shape
+from parity.cases.spec import ModelSpec, Node
 from parity.cases.vocabulary import KINDS, Layer, Vocabulary
 
 Option = TypeVar("Option")
@@ -22,7 +22,7 @@ LARGEST_OUTPUT = 48
 
 def generate(rng: Random, vocabulary: Vocabulary, size: int = 8) -> ModelSpec:
     """A random model of 1 to about `size` layers with branches, residuals and concatenations."""
-    spec = ModelSpec((draw_shape(rng, rng.choice((1, 2, 3))),), ())
+    spec = ModelSpec((vocabulary.draw_shape(rng, rng.choice((1, 2, 3))),), ())
     for _ in range(rng.randint(1, size)):
         spec = _grow(rng, vocabulary, spec)
     return _join(rng, vocabulary, spec)
@@ -35,7 +35,7 @@ def generate_layer(rng: Random, vocabulary: Vocabulary, layer: Layer, seed: int,
     """
     rank = layer.ranks[number % len(layer.ranks)]
     for _ in range(100):
-        spec = ModelSpec((draw_shape(rng, rank),), ())
+        spec = ModelSpec((vocabulary.draw_shape(rng, rank),), ())
         arguments = Stratified(f"{layer.name}-{seed}", number)
         if layer.arity == 2:
             branch = _append(rng, vocabulary, spec, vocabulary["Tanh"], (0,))
@@ -63,12 +63,6 @@ class Stratified(Random):
         order = list(range(len(options)))
         Random(f"{self._seed}/{self._calls}/{block}").shuffle(order)
         return options[order[place]]
-
-
-def draw_shape(rng: Random, rank: int) -> Shape:
-    """An input's shape without the batch axis; sizes differ by axis, so that swapped axes show."""
-    features, channels, *spatial = (rng.choice(range(*limits)) for limits in ((2, 10), (1, 5), (4, 8), (4, 8)))
-    return (features,) if rank == 1 else (channels, *spatial[: rank - 1])
 
 
 def _grow(rng: Random, vocabulary: Vocabulary, spec: ModelSpec) -> ModelSpec:
@@ -130,7 +124,7 @@ def _join(rng: Random, vocabulary: Vocabulary, spec: ModelSpec) -> ModelSpec:
     if prod(spec.output_shape) > LARGEST_OUTPUT:
         if len(spec.output_shape) > 1:
             spec = _must(_append(rng, vocabulary, spec, vocabulary["Flatten"], (spec.values - 1,)))
-        spec = _must(_append(rng, vocabulary, spec, vocabulary["Linear"], (spec.values - 1,)))
+        spec = _must(_append(rng, vocabulary, spec, vocabulary[vocabulary.dense], (spec.values - 1,)))
     return spec
 
 

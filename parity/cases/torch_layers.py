@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from parity.cases.spec import ModelSpec, Shape
 from parity.cases.vocabulary import Arguments, Vocabulary
+from parity.cases.weights import fill
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,7 @@ def _infer_shape(name: str, arguments: str, shapes: tuple[Shape, ...]) -> Shape:
         return tuple(layer(*(torch.empty(2, *shape) for shape in shapes)).shape[1:])
 
 
-TORCH = Vocabulary("torch", infer_shape)
+TORCH = Vocabulary("torch", infer_shape, build, fill)
 layer = TORCH.layer
 
 # --- contractions -----------------------------------------------------------------------------------------------------

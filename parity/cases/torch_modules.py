@@ -51,3 +51,15 @@ class AttentionBlock(nn.Module):
     def split(self, x: Tensor) -> Tensor:
         """(batch, tokens, width) to (batch, heads, tokens, width / heads)."""
         return x.reshape(x.size(0), x.size(1), self.heads, -1).transpose(1, 2)
+
+
+class SpatialAttention(nn.Module):
+    """A gate from the channels' mean and maximum (Woo et al., 2018)."""
+
+    def __init__(self, kernel_size: int = 7) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, largest = x.mean(dim=1, keepdim=True), x.max(dim=1, keepdim=True).values
+        return x * torch.sigmoid(self.conv(torch.cat([mean, largest], dim=1)))

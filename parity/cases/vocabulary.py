@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from parity.cases.spec import Shape
+from parity.cases.spec import ModelSpec, Shape
 
 Arguments = dict[str, Any]
 Draw = Callable[[Random, Shape], "Arguments | None"]
@@ -22,7 +22,9 @@ class Layer:
     name: str
     kind: str
     ranks: tuple[int, ...]
-    """Numbers of axes it accepts, without the batch axis: 1 (C,), 2 (C, L) or (tokens, features), 3 (C, H, W)."""
+    """Numbers of axes it accepts, without the batch axis: 1 (C,), 2 (C, L) or (tokens, features), 3 (C, H, W).
+
+    The order is the source's: Keras has channels last."""
     draw: Draw
     """Arguments for an input of that shape, JSON-able, or None where no arguments fit."""
 
@@ -32,13 +34,35 @@ class Layer:
         return 2 if self.kind == "merge" else 1
 
 
+def channels_first(rng: Random, rank: int) -> Shape:
+    """An input's shape without the batch axis; sizes differ by axis, so that swapped axes show."""
+    features, channels, *spatial = (rng.choice(range(*limits)) for limits in ((2, 10), (1, 5), (4, 8), (4, 8)))
+    return (features,) if rank == 1 else (channels, *spatial[: rank - 1])
+
+
 class Vocabulary:
     """The layers of one source representation by name, and how a spec over them becomes a model with shapes."""
 
-    def __init__(self, source: str, infer_shape: Callable[[str, Arguments, list[Shape]], Shape]) -> None:
+    def __init__(
+        self,
+        source: str,
+        infer_shape: Callable[[str, Arguments, list[Shape]], Shape],
+        build: Callable[[ModelSpec], Any],
+        fill: Callable[[Any, object], None],
+        draw_shape: Callable[[Random, int], Shape] = channels_first,
+        dense: str = "Linear",
+    ) -> None:
         self.source = source
         self.infer_shape = infer_shape
         """Output shape of a layer for input shapes, all without the batch axis."""
+        self.build = build
+        """The spec as a model of the source, float32, with the framework's own initial weights."""
+        self.fill = fill
+        """Overwrite a model's weights by trained-like ones that follow from a seed, in place."""
+        self.draw_shape = draw_shape
+        """A random input shape with that number of axes, without the batch axis."""
+        self.dense = dense
+        """Name of the layer that is a linear map of the last axis."""
         self._layers: dict[str, Layer] = {}
 
     def layer(self, name: str, kind: str, *ranks: int) -> Callable[[Draw], Draw]:

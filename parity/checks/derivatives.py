@@ -1,4 +1,4 @@
-"""Jacobians and Hessians against those of the float64 source, where they exist.
+"""Jacobians, Hessians and vector-Jacobian products against those of the float64 source, where they exist.
 
 At a kink (ReLU at 0, a tie of maxima) the derivative is not unique, and two right programs may differ. So when a
 comparison fails, the source's own derivative is taken at nearby points on both sides: elements that jump there are
@@ -14,7 +14,7 @@ import numpy as np
 
 from parity.checks.tolerance import compare, measure
 from parity.checks.verdict import Finding, judge
-from parity.records import DEGENERATE
+from parity.records import DEGENERATE, PASS
 from parity.runtimes import Arrays
 
 STEP = 1e-6
@@ -37,6 +37,17 @@ def check_hessian(source: Any, target: Any, inputs: Arrays, dtype: str) -> Findi
     return _check(source, target, inputs, dtype, lambda runtime, sample: runtime.hessian(sample, weights))
 
 
+def check_vjp(source: Any, target: Any, inputs: Arrays, dtype: str) -> Finding:
+    """Compare the derivatives of a random projection of the outputs by the inputs, for a whole batch at once."""
+    weights = projection(source.value(inputs).shape[1])
+    signs = np.random.RandomState(1).choice((-1.0, 1.0), (len(inputs[0]), 1))  # so that samples differ
+
+    def of_batch(runtime: Any, batch: Arrays) -> np.ndarray:
+        return np.asarray(runtime.vjp(batch, signs * weights))
+
+    return _compare(source, target, inputs, dtype, of_batch)
+
+
 def projection(outputs: int) -> np.ndarray:
     """Weights that make one scalar of the outputs, none of them near zero, always the same."""
     rng = np.random.RandomState(outputs)
@@ -48,10 +59,14 @@ def _check(source: Any, target: Any, inputs: Arrays, dtype: str, derivative: Der
         samples = [tuple(array[index : index + 1] for array in batch) for index in range(len(batch[0]))]
         return np.stack([derivative(runtime, sample) for sample in samples])
 
+    return _compare(source, target, inputs, dtype, of_all)
+
+
+def _compare(source: Any, target: Any, inputs: Arrays, dtype: str, of_all: Derivative) -> Finding:
     yardstick = measure(source, dtype, lambda: of_all(source, inputs))
     result = of_all(target, inputs)
     finding = judge(compare(result, yardstick))
-    if finding.comparison.passed:
+    if finding.verdict == PASS:
         return finding
     jumps = _jumps(lambda batch: of_all(source, batch), inputs, yardstick.reference)
     smooth = compare(result[~jumps], yardstick.at(~jumps))

@@ -13,7 +13,8 @@ class Finding:
     """A verdict with the numbers it rests on."""
 
     verdict: str
-    comparison: Comparison
+    comparison: Comparison | None
+    """None where no arrays are compared."""
     message: str = ""
 
 

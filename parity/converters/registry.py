@@ -40,15 +40,24 @@ class Converter:
     dtypes: tuple[str, ...]
     requires: tuple[str, ...]
     """Packages it needs besides the two representations' own."""
-    installed: bool
-    """Found again by a fresh process (shipped or by entry point); False for one registered by a test or a script."""
-    expected_wrong: str = ""
-    """Why its results are known to be wrong: a failing check then reddens nothing, and is still shown."""
     repeatable: bool = True
     """Converts whatever model it is given; False for an artifact that the user converted beforehand."""
+    install: str = ""
+    """What installs `requires`, where a plain `pip install` of these does not."""
+
+    @property
+    def installed(self) -> bool:
+        """Found again by a fresh process (shipped or by entry point), unlike one that a test or a script registers."""
+        module = f"{self.function.__module__}."
+        return any(module.startswith(f"{known}.") for known in ("parity.converters", *_entry_modules()))
 
     def missing(self) -> list[str]:
+        """The packages that it needs and that are not installed."""
         return [package for package in self.requires if find_spec(package) is None]
+
+    @property
+    def install_command(self) -> str:
+        return self.install or f"pip install {' '.join(self.missing())}"
 
 
 @dataclass(frozen=True)
@@ -72,15 +81,9 @@ class Chain:
     def installed(self) -> bool:
         return all(converter.installed for converter in self.converters)
 
-    @property
-    def expected_wrong(self) -> str:
-        """Why the results of one of its converters are known to be wrong; empty if they are not."""
-        return "; ".join(filter(None, (converter.expected_wrong for converter in self.converters)))
-
 
 _CONVERTERS: dict[tuple[str, str, str], Converter] = {}
 _LOWERINGS: dict[tuple[str, Any], Callable[..., Any]] = {}
-_loading = False
 BROKEN: dict[str, str] = {}
 """Entry points whose module could not be imported, with the reason: shown, never silently dropped."""
 
@@ -92,16 +95,18 @@ def converter(
     name: str | None = None,
     dtypes: Sequence[str] = ("float64",),
     requires: Sequence[str] = (),
-    expected_wrong: str = "",
+    install: str = "",
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a converter from `source` to `target`; its name is the function's own.
 
-    Raises ParityError if another function already has that name on that edge.
+    `requires` are the packages it needs besides the representations' own, and `install` the command that installs
+    them, where a plain `pip install` does not. Raises ParityError if another function already has that name on that
+    edge.
     """
 
     def register(function: Function) -> Function:
-        own = name or function.__name__
-        new = Converter(source, target, own, function, tuple(dtypes), tuple(requires), _loading, expected_wrong)
+        label = name or function.__name__
+        new = Converter(source, target, label, function, tuple(dtypes), tuple(requires), install=install)
         old = _CONVERTERS.setdefault((source, target, new.name), new)
         if old is not new and old.function.__qualname__ != function.__qualname__:
             raise ParityError(f"two converters {source}→{target} are named {new.name!r}: rename one with name=")
@@ -114,18 +119,18 @@ def converter(
 @cache
 def load_converters() -> None:
     """Import every module that registers converters: ours, and those of installed packages."""
-    global _loading
-    _loading = True
-    try:
-        for module in pkgutil.iter_modules(parity.converters.__path__, "parity.converters."):
-            importlib.import_module(module.name)
-        for entry in entry_points(group=ENTRY_POINT_GROUP):
-            try:
-                entry.load()
-            except Exception as error:
-                BROKEN[entry.name] = f"{type(error).__name__}: {error}"
-    finally:
-        _loading = False
+    for module in pkgutil.iter_modules(parity.converters.__path__, "parity.converters."):
+        importlib.import_module(module.name)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            entry.load()
+        except (Exception, SystemExit) as error:
+            BROKEN[entry.name] = f"{type(error).__name__}: {error}"
+
+
+@cache
+def _entry_modules() -> tuple[str, ...]:
+    return tuple(entry.module for entry in entry_points(group=ENTRY_POINT_GROUP))
 
 
 def converters(source: str | None = None, target: str | None = None) -> list[Converter]:
@@ -141,7 +146,7 @@ def find_converter(source: str, target: str, name: str = "reference") -> Convert
     for candidate in known:
         if candidate.name == name:
             if missing := candidate.missing():
-                raise MissingPackage(f"converter {name} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+                raise MissingPackage(f"converter {name} needs {', '.join(missing)}: {candidate.install_command}")
             return candidate
     raise ParityError(f"no converter {source}→{target} is named {name!r}: {_names(known) or 'none is registered'}")
 
@@ -160,12 +165,27 @@ def chains(path: Path) -> list[Chain]:
     return [Chain(path, way) for way in ways if not any(step.missing() for step in way)]
 
 
+def not_installed(path: Path) -> list[Converter]:
+    """The converters along `path` that are left out of its chains, because packages of theirs are missing."""
+    nodes = path.representations
+    edges = dict.fromkeys([*pairwise(nodes), (nodes[0], nodes[-1])])
+    return [step for edge in edges for step in converters(*edge) if step.missing()]
+
+
 def find_chain(path: Path, name: str) -> Chain:
-    """The chain along `path` with that name, its converters joined by `+`; raises ParityError."""
+    """The chain along `path` with that name, its converters joined by `+`; raises ParityError or MissingPackage.
+
+    `reference` stands for the first chain where none has that very name.
+    """
     known = chains(path)
     for chain in known:
         if chain.name == name:
             return chain
+    if name == "reference" and known:
+        return known[0]
+    for absent in not_installed(path):
+        if absent.name in name.split("+"):
+            find_converter(absent.source, absent.target, absent.name)
     raise ParityError(f"no converter {name!r} on path {path.name}: {', '.join(c.name for c in known) or 'none'}")
 
 

@@ -8,27 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parity.records import (
-    BAD_VERDICTS,
-    CRASH,
-    DEGENERATE,
-    ERROR,
-    EXPECTED_WRONG,
-    FAIL,
-    PASS,
-    TIMEOUT,
-    UNSUPPORTED,
-    VERDICTS,
-)
+from parity.records import BAD_VERDICTS, CRASH, DEGENERATE, ERROR, FAIL, PASS, TIMEOUT, UNSUPPORTED, VERDICTS
 
 if TYPE_CHECKING:
     import pandas
 
 CHECKS = ("value", "jacobian", "hessian", "vjp", "sensitivity", "optimum")
 """The order in which checks are shown; any other follows by name."""
-GLYPHS = {
-    PASS: "✓", FAIL: "✗", UNSUPPORTED: "–", ERROR: "✗", CRASH: "✗", TIMEOUT: "✗", DEGENERATE: "∅", EXPECTED_WRONG: "≠",
-}  # fmt: skip
+GLYPHS = {PASS: "✓", FAIL: "✗", UNSUPPORTED: "–", ERROR: "✗", CRASH: "✗", TIMEOUT: "✗", DEGENERATE: "∅"}
 CHAIN = ["path", "converter"]
 SPEED_MARGIN = 1.05
 """An interval must leave `1 / margin … margin` before a model is called faster or slower: 5 % is chance."""

@@ -15,10 +15,11 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class Runtime(Protocol):
-    """What every runtime offers. Inputs are arrays with the batch axis first; all arrays are float64.
+    """What runtimes offer: all of them values, and the derivatives that their path's checks ask for.
 
-    A value is a matrix (batch, outputs): every output tensor flattened in row-major order, one after the other.
-    Derivatives are of one sample (batch 1) by all inputs, flattened and joined likewise.
+    Inputs are arrays with the batch axis first; all arrays are float64. A value is a matrix (batch, outputs): every
+    output tensor flattened in row-major order, one after the other (dictionaries by key). Jacobians and Hessians are of
+    one sample (batch 1) by all inputs, flattened and joined likewise.
     """
 
     representation: str
@@ -35,6 +36,18 @@ class Runtime(Protocol):
 
     def hessian(self, inputs: Arrays, projection: np.ndarray) -> np.ndarray:
         """Second derivatives of `projection @ outputs` by the inputs, shape (inputs, inputs)."""
+
+    def vjp(self, inputs: Arrays, cotangent: np.ndarray) -> np.ndarray:
+        """Derivatives of `sum(cotangent * value)` by the inputs, shape (batch, inputs); `cotangent` as the value."""
+
+    def structure(self) -> dict[str, int]:
+        """How many numbers are `trainable`, and how many `other` it keeps: frozen parameters and statistics."""
+
+    def trained_value(self, inputs: Arrays, cotangent: np.ndarray) -> np.ndarray:
+        """The value after one step: every trainable parameter less its derivative of `sum(cotangent * value)`.
+
+        The step is made in training mode, which may move statistics too; the runtime's own model stays as it is.
+        """
 
     def caller(self, check: str, inputs: Arrays, projection: np.ndarray) -> Callable[[], object]:
         """A ready-made call without arguments of what `check` compares, for timing: nothing is prepared inside."""
@@ -61,11 +74,15 @@ class SourceRuntime(Runtime, Protocol):
     def prefixes(self, inputs: Arrays) -> Iterator[tuple[str, Any]]:
         """The model up to each of its operations, shortest first, with the operation's name."""
 
+    def remark(self, layer: str) -> str:
+        """One sentence on what converters often get wrong about a layer of that name; empty if nothing is known."""
+
 
 _RUNTIMES = {
     "torch.nn.modules.module.Module": ("torch", "parity.runtimes.torch", "TorchRuntime"),
-    "parity.cases.ocp.OptimalControlProblem": ("ocp", "parity.runtimes.ocp", "OcpRuntime"),
-    "parity.runtimes.solution_map.SolutionMap": ("solution-map", "parity.runtimes.solution_map", "SolutionMapRuntime"),
+    "onnx.onnx_ml_pb2.ModelProto": ("onnx", "parity.runtimes.onnx", "OnnxRuntime"),
+    "parity.caffe_format.model.CaffeModel": ("caffe", "parity.runtimes.caffe", "CaffeRuntime"),
+    "keras.src.models.model.Model": ("keras", "parity.runtimes.keras", "KerasRuntime"),
     "casadi.casadi.Function": ("casadi", "parity.runtimes.casadi", "CasadiRuntime"),
 }
 

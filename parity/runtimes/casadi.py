@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import casadi
 import numpy as np
 
+from parity.errors import Unsupported
 from parity.runtimes import Arrays
 
 
@@ -81,14 +83,33 @@ class CasadiRuntime:
     @cached_property
     def _jacobian_function(self) -> casadi.Function:
         symbols, outputs = self._symbols()
-        return casadi.Function("jacobian", symbols, [casadi.jacobian(outputs, casadi.vertcat(*symbols))])
+        with _differentiating(self.function, "jacobian"):
+            return casadi.Function("jacobian", symbols, [casadi.jacobian(outputs, casadi.vertcat(*symbols))])
 
     @cached_property
     def _hessian_function(self) -> casadi.Function:
         symbols, outputs = self._symbols()
         projection = casadi.MX.sym("projection", outputs.numel())
-        hessian, _ = casadi.hessian(casadi.dot(projection, outputs), casadi.vertcat(*symbols))
-        return casadi.Function("hessian", [*symbols, projection], [hessian])
+        with _differentiating(self.function, "hessian"):
+            hessian, _ = casadi.hessian(casadi.dot(projection, outputs), casadi.vertcat(*symbols))
+            return casadi.Function("hessian", [*symbols, projection], [hessian])
+
+
+@contextmanager
+def _differentiating(function: casadi.Function, check: str) -> Iterator[None]:
+    """Raises `Unsupported` where CasADi says that a function, an external one say, comes without its derivative.
+
+    A converter may leave the reason for it in the function's attribute `refusals`, an exception by check.
+    """
+    if refusal := getattr(function, "refusals", {}).get(check):
+        raise refusal
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        if "Derivatives cannot be calculated" in reason:
+            raise Unsupported(f"no {check}: {reason}") from error
+        raise
 
 
 def _dense(matrix: casadi.DM) -> np.ndarray:

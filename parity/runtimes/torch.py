@@ -27,7 +27,9 @@ class TorchRuntime:
 
     def __init__(self, model: torch.nn.Module, dtype: str | None = None) -> None:
         self.dtype = dtype or _dtype_of(model)
-        self.model = copy.deepcopy(model).to("cpu", DTYPES[self.dtype]).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).to("cpu", DTYPES[self.dtype]).eval()
+        self.trainable = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        self.model.requires_grad_(False)
 
     @property
     def artifact_bytes(self) -> int:
@@ -63,6 +65,34 @@ class TorchRuntime:
         tensors = self._tensors(inputs)
         return _float64(self._hessian(tensors, torch.from_numpy(projection).to(DTYPES[self.dtype])))
 
+    def vjp(self, inputs: Arrays, cotangent: np.ndarray) -> np.ndarray:
+        gradients = self._gradients(self._tensors(inputs), torch.from_numpy(cotangent).to(DTYPES[self.dtype]))
+        return _float64(torch.cat([gradient.flatten(1) for gradient in gradients], dim=1))
+
+    def structure(self) -> dict[str, int]:
+        trained = {id(self.model.get_parameter(name)) for name in self.trainable}
+        kept = {id(tensor): tensor for tensor in self.model.state_dict(keep_vars=True).values()}
+        counts = {"trainable": 0, "other": 0}
+        for identity, tensor in kept.items():
+            if tensor.is_floating_point():  # counters of batches are no part of the function
+                counts["trainable" if identity in trained else "other"] += tensor.numel()
+        return counts
+
+    def trained_value(self, inputs: Arrays, cotangent: np.ndarray) -> np.ndarray:
+        stepped = TorchRuntime(self.model, self.dtype)
+        parameters = [stepped.model.get_parameter(name).requires_grad_() for name in self.trainable]
+        stepped.model.train()
+        outputs = stepped._outputs(*stepped._tensors(inputs))
+        flat = torch.cat([output.flatten(1) for output in outputs], dim=1)
+        if parameters and flat.requires_grad:
+            weights = torch.from_numpy(cotangent).to(flat.dtype)
+            gradients = torch.autograd.grad(flat, parameters, weights, materialize_grads=True)
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter -= gradient
+        stepped.model.eval()
+        return stepped.value(inputs)
+
     def rounding(self, dtype: str, seed: int) -> AbstractContextManager[float]:
         return rounding(dtype, seed)
 
@@ -81,6 +111,9 @@ class TorchRuntime:
             if node.op not in ("placeholder", "output", "get_attr") and node in values.tensors:
                 yield _name_of(node), _up_to(traced, node)
 
+    def remark(self, layer: str) -> str:
+        return ""
+
     def caller(self, check: str, inputs: Arrays, projection: np.ndarray) -> Callable[[], object]:
         tensors = self._tensors(inputs)
         weights = torch.from_numpy(projection).to(DTYPES[self.dtype])
@@ -88,6 +121,8 @@ class TorchRuntime:
             return lambda: self._jacobian(tensors)
         if check == "hessian":
             return lambda: self._hessian(tensors, weights)
+        if check == "vjp":
+            return lambda: self._gradients(tensors, weights.expand(len(tensors[0]), -1))
         model = self.model
 
         def forward() -> object:
@@ -97,18 +132,28 @@ class TorchRuntime:
         return forward
 
     def caller_description(self, check: str) -> str:
-        call = {"value": "eager forward", "jacobian": "func.jacrev", "hessian": "func.jacrev of grad"}[check]
-        return f"torch {call}, {self.dtype}, {torch.get_num_threads()} thread(s)"
+        calls = {"value": "eager forward", "jacobian": "func.jacrev", "hessian": "func.jacrev of grad"}
+        return f"torch {calls.get(check, 'autograd.grad')}, {self.dtype}, {torch.get_num_threads()} thread(s)"
 
     def _tensors(self, inputs: Arrays) -> tuple[torch.Tensor, ...]:
         return tuple(torch.from_numpy(np.array(array)).to(DTYPES[self.dtype]) for array in inputs)
 
     def _outputs(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = self.model(*tensors)
+        if isinstance(outputs, dict):
+            return tuple(outputs[key] for key in sorted(outputs))
         return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
 
     def _flat(self, *tensors: torch.Tensor) -> torch.Tensor:
         return torch.cat([output.flatten() for output in self._outputs(*tensors)])
+
+    def _gradients(self, tensors: tuple[torch.Tensor, ...], cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        leaves = tuple(tensor.detach().requires_grad_() for tensor in tensors)
+        with _Differentiable():
+            flat = torch.cat([output.flatten(1) for output in self._outputs(*leaves)], dim=1)
+        if not flat.requires_grad:  # a constant
+            return tuple(torch.zeros_like(leaf) for leaf in leaves)
+        return torch.autograd.grad(flat, leaves, cotangent, materialize_grads=True)
 
     def _jacobian(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         with _Differentiable():

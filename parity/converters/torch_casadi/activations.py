@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from parity.converters.registry import lowers
+from parity.converters.torch_casadi.parameters import weights
 from parity.converters.torch_casadi.spelling import spelled
 from parity.converters.torch_casadi.tensor import Axes, Operand, Tensor, elementwise, held
 
@@ -29,9 +30,8 @@ def _minus_magnitude(x: Expression) -> Expression:
 
 
 def logistic(x: Expression) -> Expression:
-    """1 / (1 + exp(-x)), accurate in both tails: the exponential never grows."""
-    decay = casadi.exp(_minus_magnitude(x))
-    return casadi.if_else(x < 0, decay, 1) / (1 + decay)
+    """1 / (1 + exp(-x)), accurate in both tails: below -700 the exponential would overflow, and the value is 1e-304."""
+    return 1 / (1 + casadi.exp(-casadi.fmax(x, -700.0)))
 
 
 def _positive(x: Expression) -> Expression:
@@ -154,7 +154,7 @@ def prelu(x: Tensor, weight: Operand) -> Tensor:
 
 @lowers(nn.PReLU, to="casadi")
 def prelu_layer(layer: nn.PReLU, x: Tensor) -> Tensor:
-    return prelu(x, layer.weight.detach().numpy())
+    return prelu(x, *weights(layer, "weight"))
 
 
 # --- over a dimension -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import reduce
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import casadi
@@ -13,7 +14,7 @@ import torch
 
 from parity.converters.registry import lowers
 from parity.converters.torch_casadi.spelling import spelled
-from parity.converters.torch_casadi.tensor import Operand, Tensor, elementwise
+from parity.converters.torch_casadi.tensor import Operand, Tensor, elementwise, stack
 from parity.errors import Unsupported
 
 Dims = int | tuple[int, ...] | None
@@ -126,8 +127,10 @@ def power(input: Operand, exponent: Operand) -> Tensor:
         return result.expand(*np.broadcast_shapes(input.shape, np.shape(exponent)))
     if isinstance(exponent, Tensor) and not isinstance(input, Tensor) and np.all(np.asarray(input) > 0):
         return elementwise(lambda y, logarithm: casadi.exp(y * logarithm), exponent, np.log(input))
-    if isinstance(exponent, np.ndarray) and exponents.size > 1:
-        raise Unsupported("an exponent of several numbers: write one power for each")
+    if isinstance(exponent, np.ndarray) and 1 < exponents.size <= 16:
+        powers = [power(input, float(number)) for number in exponents]
+        return reduce(lambda result, pair: where(exponent == pair[0], pair[1], result),
+                      zip(exponents, powers, strict=True), Tensor.of(0.0))  # fmt: skip
     return elementwise(casadi.power, input, exponent)
 
 
@@ -232,6 +235,12 @@ def variance_and_mean(input: Tensor, dim: Any = None, *arguments: Any, **options
     return variance(input, dim, *arguments, **options), input.mean(axes, keepdim)
 
 
+@lowers(*spelled("std_mean"), to="casadi")
+def deviation_and_mean(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    square, average = variance_and_mean(*arguments, **options)
+    return elementwise(casadi.sqrt, square), average
+
+
 class Indices:
     """Stands for the positions of extreme elements, which are no function that CasADi could differentiate."""
 
@@ -310,3 +319,29 @@ def cumulative_sum(input: Tensor, dim: int, *, dtype: object = None) -> Tensor:
     last = input.permute(*order)
     length = input.shape[axis]
     return last.affine(np.tril(np.ones((length, length)))).permute(*np.argsort(order).tolist())
+
+
+@lowers(*spelled("cumprod"), to="casadi")
+def cumulative_product(input: Tensor, dim: int, *, dtype: object = None) -> Tensor:
+    axis = input.axes(dim)[0]
+    slices = [input.take(np.take(input.positions, place, axis=axis)) for place in range(input.shape[axis])]
+    return stack(list(accumulate(slices, lambda left, right: left * right)), axis)
+
+
+@lowers(*spelled("cosine_similarity"), to="casadi")
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """Of each pair of vectors along `dim`; a length below `eps` counts as `eps`."""
+    first, second = (clamp(norm(Tensor.of(x), 2, dim, keepdim=True), min=eps) for x in (x1, x2))
+    return (Tensor.of(x1) / first * (Tensor.of(x2) / second)).sum(dim)
+
+
+@lowers(torch.nn.CosineSimilarity, to="casadi")
+def cosine_similarity_layer(layer: torch.nn.CosineSimilarity, x1: Tensor, x2: Tensor) -> Tensor:
+    return cosine_similarity(x1, x2, layer.dim, layer.eps)
+
+
+@lowers(torch._weight_norm, to="casadi")
+def weight_norm(v: Tensor, g: Operand, dim: int = 0) -> Tensor:
+    """Salimans and Kingma (2016): the direction of `v` for each index of `dim`, with length `g`."""
+    others = tuple(axis for axis in range(v.ndim) if axis != dim % v.ndim)
+    return v / norm(v, 2, others if dim != -1 else None, keepdim=True) * g

@@ -12,7 +12,9 @@ from torch.nn import functional
 from parity.converters.registry import find_lowering, lowers
 from parity.converters.torch_casadi.activations import softmax
 from parity.converters.torch_casadi.arithmetic import where
-from parity.converters.torch_casadi.linear import linear, weights
+from parity.converters.torch_casadi.linear import linear
+from parity.converters.torch_casadi.parameters import weights
+from parity.converters.torch_casadi.shape import repeat_interleave
 from parity.converters.torch_casadi.tensor import Operand, Tensor, matmul
 from parity.errors import Unsupported
 
@@ -43,7 +45,8 @@ def scaled_dot_product_attention(
     if dropout_p > 0:
         raise Unsupported("dropout_p > 0 drops elements at random")
     if enable_gqa:
-        raise Unsupported("enable_gqa=True: repeat the keys' and values' heads")
+        times = query.shape[-3] // key.shape[-3]
+        key, value = (repeat_interleave(Tensor.of(x), times, -3) for x in (key, value))
     scores = _scores(Tensor.of(query), Tensor.of(key), scale)
     if is_causal:
         attn_mask = np.tril(np.ones(scores.shape[-2:], dtype=bool))
@@ -85,10 +88,15 @@ def multihead_attention(
 
 def _project(layer: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
     stacked, bias = weights(layer, "in_proj_weight", "in_proj_bias")
-    matrices = np.split(stacked, 3) if stacked is not None else weights(
+    matrices = _thirds(stacked) if stacked is not None else weights(
         layer, "q_proj_weight", "k_proj_weight", "v_proj_weight")  # fmt: skip
-    biases = (None,) * 3 if bias is None else np.split(bias, 3)
+    biases = (None,) * 3 if bias is None else _thirds(bias)
     return [linear(x, weight, b) for x, weight, b in zip((query, key, value), matrices, biases, strict=True)]
+
+
+def _thirds(stacked: Any) -> tuple[Any, ...]:
+    size = stacked.shape[0] // 3
+    return tuple(stacked[start : start + size] for start in (0, size, 2 * size))
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
@@ -106,11 +114,15 @@ def _per_head(mask: Operand | None, heads: int) -> Operand | None:
 # --- transformer layers -----------------------------------------------------------------------------------------------
 
 
-def _apply(layer: nn.Module, x: Tensor) -> Tensor:
+def _lowering_of(layer: nn.Module) -> Any:
     lowering = find_lowering(type(layer), "casadi")
     if lowering is None:
         raise Unsupported(f"its part {type(layer).__name__} has no lowering")
-    return lowering(layer, x)
+    return lowering
+
+
+def _apply(layer: nn.Module, x: Tensor) -> Tensor:
+    return _lowering_of(layer)(layer, x)
 
 
 def _activate(function: Any, x: Tensor) -> Tensor:
@@ -152,8 +164,54 @@ def transformer_encoder(
 ) -> Tensor:  # fmt: skip
     x = src
     for layer in encoder.layers:
-        lowering = find_lowering(type(layer), "casadi")
-        if lowering is None:
-            raise Unsupported(f"its part {type(layer).__name__} has no lowering")
-        x = lowering(layer, x, mask, src_key_padding_mask)
+        x = _lowering_of(layer)(layer, x, mask, src_key_padding_mask)
     return x if encoder.norm is None else _apply(encoder.norm, x)
+
+
+@lowers(nn.TransformerDecoderLayer, to="casadi")
+def transformer_decoder_layer(
+    layer: nn.TransformerDecoderLayer, tgt: Tensor, memory: Operand, tgt_mask: Operand | None = None,
+    memory_mask: Operand | None = None, tgt_key_padding_mask: Operand | None = None,
+    memory_key_padding_mask: Operand | None = None, tgt_is_causal: bool = False, memory_is_causal: bool = False,
+) -> Tensor:  # fmt: skip
+    """Self-attention, attention to `memory` and a feed-forward network, each with its residual."""
+
+    def attend(x: Tensor) -> Tensor:
+        return multihead_attention(layer.self_attn, x, x, x, tgt_key_padding_mask, False, tgt_mask)[0]
+
+    def look_up(x: Tensor) -> Tensor:
+        keys = (memory, memory, memory_key_padding_mask)
+        return multihead_attention(layer.multihead_attn, x, *keys, False, memory_mask)[0]
+
+    def feed_forward(x: Tensor) -> Tensor:
+        return _apply(layer.linear2, _activate(layer.activation, _apply(layer.linear1, x)))
+
+    x = tgt
+    for part, norm in ((attend, layer.norm1), (look_up, layer.norm2), (feed_forward, layer.norm3)):
+        x = x + part(_apply(norm, x)) if layer.norm_first else _apply(norm, x + part(x))
+    return x
+
+
+@lowers(nn.TransformerDecoder, to="casadi")
+def transformer_decoder(
+    decoder: nn.TransformerDecoder, tgt: Tensor, memory: Operand, tgt_mask: Operand | None = None,
+    memory_mask: Operand | None = None, tgt_key_padding_mask: Operand | None = None,
+    memory_key_padding_mask: Operand | None = None, tgt_is_causal: bool | None = None, memory_is_causal: bool = False,
+) -> Tensor:  # fmt: skip
+    x = tgt
+    for layer in decoder.layers:
+        masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
+        x = _lowering_of(layer)(layer, x, memory, *masks)
+    return x if decoder.norm is None else _apply(decoder.norm, x)
+
+
+@lowers(nn.Transformer, to="casadi")
+def transformer(
+    model: nn.Transformer, src: Tensor, tgt: Tensor, src_mask: Operand | None = None, tgt_mask: Operand | None = None,
+    memory_mask: Operand | None = None, src_key_padding_mask: Operand | None = None,
+    tgt_key_padding_mask: Operand | None = None, memory_key_padding_mask: Operand | None = None, **causal: Any,
+) -> Tensor:  # fmt: skip
+    """An encoder of `src`, and a decoder of `tgt` that looks it up."""
+    memory = _lowering_of(model.encoder)(model.encoder, src, src_mask, src_key_padding_mask)
+    masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
+    return _lowering_of(model.decoder)(model.decoder, tgt, memory, *masks)

@@ -6,18 +6,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import casadi
 import numpy as np
 import scipy.sparse
 import torch
 from torch import nn
 
 from parity.converters.registry import lowers
-from parity.converters.torch_casadi.linear import weights
+from parity.converters.torch_casadi.parameters import weights
 from parity.converters.torch_casadi.shape import MODES
-from parity.converters.torch_casadi.tensor import Tensor
+from parity.converters.torch_casadi.tensor import Tensor, concatenate, sparse
 from parity.errors import Unsupported
 
 Pairs = Sequence[tuple[int, int]]
+Weight = Any
+"""An array, or a `Tensor`."""
 
 
 def each(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
@@ -40,8 +43,8 @@ def windows(grid: np.ndarray, kernel: Sequence[int], stride: Sequence[int], dila
     )
 
 
-def _operator(weight: np.ndarray, met: np.ndarray, groups: int, size: int) -> scipy.sparse.coo_matrix:
-    """The convolution of `weight` (outputs, inputs / groups, taps) as a matrix.
+def _operator(weight: Weight, met: np.ndarray, groups: int, size: int, transposed: bool = False) -> casadi.MX:
+    """The convolution of `weight` (outputs, inputs / groups, taps) as a sparse matrix, or its transpose.
 
     `met` (taps, places) is the position, among the `size` of one input channel, that a tap meets at an output place;
     -1 where it meets padding.
@@ -50,10 +53,18 @@ def _operator(weight: np.ndarray, met: np.ndarray, groups: int, size: int) -> sc
     taps, places = np.nonzero(met >= 0)
     channel = np.arange(outputs)[:, None, None]
     source = np.arange(inputs)[None, :, None] + channel // (outputs // groups) * inputs
-    rows = np.broadcast_to(channel * met.shape[1] + places, (outputs, inputs, taps.size))
-    columns = source * size + met[taps, places]
+    rows = np.broadcast_to(channel * met.shape[1] + places, (outputs, inputs, taps.size)).ravel()
+    columns = (source * size + met[taps, places]).ravel()
     shape = (outputs * met.shape[1], groups * inputs * size)
-    return scipy.sparse.coo_matrix((weight[:, :, taps].ravel(), (rows.ravel(), columns.ravel())), shape)
+    if transposed:
+        rows, columns, shape = columns, rows, shape[::-1]
+    if isinstance(weight, np.ndarray):
+        return sparse(scipy.sparse.coo_matrix((weight[:, :, taps].ravel(), (rows, columns)), shape))
+    places, nonzeros = np.unique(columns * shape[0] + rows, return_inverse=True)  # two taps may meet one element
+    chosen = weight.positions[:, :, taps].ravel()
+    gather = scipy.sparse.coo_matrix((np.ones(chosen.size), (nonzeros, chosen)), (places.size, weight.size))
+    pattern = casadi.Sparsity.triplet(*shape, (places % shape[0]).tolist(), (places // shape[0]).tolist())
+    return casadi.MX(pattern, casadi.densify(casadi.mtimes(sparse(gather), weight.data)))
 
 
 def _pairs(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> Pairs:
@@ -67,8 +78,8 @@ def _pairs(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> Pair
 
 def convolve(
     x: Tensor,
-    weight: np.ndarray,
-    bias: np.ndarray | None = None,
+    weight: Weight,
+    bias: Weight = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
@@ -76,9 +87,9 @@ def convolve(
     padding_mode: str = "zeros",
 ) -> Tensor:
     """torch.nn.functional.conv1d, conv2d and conv3d, with the layers' padding modes as well."""
-    _constant(weight)
-    kernel, spatial = weight.shape[2:], x.shape[-(weight.ndim - 2) :]
+    kernel = weight.shape[2:]
     rank = len(kernel)
+    spatial = x.shape[-rank:]
     stride, dilation = each(stride, rank), each(dilation, rank)
     grid = np.arange(math.prod(spatial)).reshape(spatial)
     pairs = _pairs(padding, kernel, dilation)
@@ -94,8 +105,8 @@ def convolve(
 
 def convolve_transposed(
     x: Tensor,
-    weight: np.ndarray,
-    bias: np.ndarray | None = None,
+    weight: Weight,
+    bias: Weight = None,
     stride: Any = 1,
     padding: Any = 0,
     output_padding: Any = 0,
@@ -103,9 +114,9 @@ def convolve_transposed(
     dilation: Any = 1,
 ) -> Tensor:
     """torch.nn.functional.conv_transpose1d, …: the transpose of the convolution that maps its output to its input."""
-    _constant(weight)
-    kernel, spatial = weight.shape[2:], x.shape[-(weight.ndim - 2) :]
+    kernel = weight.shape[2:]
     rank = len(kernel)
+    spatial = x.shape[-rank:]
     stride, dilation, padding = each(stride, rank), each(dilation, rank), each(padding, rank)
     extras = each(output_padding, rank)
     lengths = [
@@ -116,17 +127,13 @@ def convolve_transposed(
     met = windows(grid, kernel, stride, dilation)
     met = met[(slice(None), *(slice(n) for n in spatial))]  # output padding may make room for one more place
     taps = len(met)
-    matrix = _operator(weight.reshape(*weight.shape[:2], taps), met.reshape(taps, -1), groups, math.prod(lengths))
-    return x.transform(matrix.T, rank + 1, (groups * weight.shape[1], *lengths), _per_channel(bias, rank))
+    grouped = weight.reshape(*weight.shape[:2], taps)
+    matrix = _operator(grouped, met.reshape(taps, -1), groups, math.prod(lengths), transposed=True)
+    return x.transform(matrix, rank + 1, (groups * weight.shape[1], *lengths), _per_channel(bias, rank))
 
 
-def _per_channel(bias: np.ndarray | None, rank: int) -> np.ndarray | None:
+def _per_channel(bias: Any, rank: int) -> Any:
     return None if bias is None else bias.reshape(-1, *(1,) * rank)
-
-
-def _constant(weight: Any) -> None:
-    if isinstance(weight, Tensor):
-        raise Unsupported("a kernel that depends on the inputs")
 
 
 lowers(torch.conv1d, torch.conv2d, torch.conv3d, to="casadi")(convolve)
@@ -147,3 +154,22 @@ def transposed_convolution_layer(layer: Any, x: Tensor, output_size: Any = None)
     arguments = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
     weight, bias = weights(layer, "weight", "bias")
     return convolve_transposed(x, weight, bias, *arguments)
+
+
+@lowers(torch.nn.functional.unfold, to="casadi")
+def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
+    """The elements that each place of a two-dimensional kernel meets, in one column for each place."""
+    channels, *spatial = input.shape[-3:]
+    kernel, stride, dilation = each(kernel_size, 2), each(stride, 2), each(dilation, 2)
+    pairs = [(count, count) for count in each(padding, 2)]
+    met = windows(np.pad(np.arange(math.prod(spatial)).reshape(spatial), pairs, constant_values=-1), kernel, stride,
+                  dilation).reshape(math.prod(kernel), -1)  # fmt: skip
+    padded = concatenate([input.reshape(-1), np.zeros(1)])
+    positions = input.positions.reshape(*input.shape[:-2], -1)[..., met]
+    chosen = np.where(met >= 0, positions, input.size)
+    return padded.take(chosen.reshape(*input.shape[:-3], channels * len(met), -1))
+
+
+@lowers(nn.Unfold, to="casadi")
+def unfold_layer(layer: nn.Unfold, x: Tensor) -> Tensor:
+    return unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)

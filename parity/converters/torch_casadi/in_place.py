@@ -22,6 +22,12 @@ VIEWS = frozenset((
 """What may return the memory of its argument, shaped otherwise."""
 NOT_IN_PLACE = ("and_", "or_", "is_", "not_")
 """Operators whose names end in an underscore because Python has those words."""
+
+
+class FxFailure(Unsupported):
+    """What `torch.fx` cannot record, or not record rightly, and `torch.export` may."""
+
+
 Modules = dict[str, torch.nn.Module]
 
 
@@ -69,7 +75,7 @@ def same_tensors(graph: torch.fx.Graph, modules: Modules) -> dict[torch.fx.Node,
         base = owner[node]
         for other in (base, *(view for view, memory in owner.items() if memory is base)):
             if other not in group and any(order[user] > order[node] for user in other.users):
-                raise Unsupported(
+                raise FxFailure(
                     f"node {node.name!r} writes in place to memory that {other.name!r} shows too: write it out of place"
                 )
     return groups

@@ -9,22 +9,17 @@ import torch
 from torch import nn
 
 from parity.converters.registry import lowers
+from parity.converters.torch_casadi.parameters import weights
 from parity.converters.torch_casadi.spelling import spelled
 from parity.converters.torch_casadi.tensor import Operand, Tensor, matmul
 from parity.errors import Unsupported
 
 
-def weights(layer: nn.Module, *names: str) -> tuple[Any, ...]:
-    """The layer's parameters or buffers as float64 arrays; None for what it does not have."""
-    found = (getattr(layer, name, None) for name in names)
-    return tuple(None if tensor is None else tensor.detach().double().numpy() for tensor in found)
-
-
 @lowers(torch.nn.functional.linear, to="casadi")
 def linear(input: Operand, weight: Operand, bias: Operand | None = None) -> Tensor:
     """`input @ weight.T + bias`."""
-    if isinstance(input, Tensor) and isinstance(weight, np.ndarray) and weight.ndim == 2:
-        return input.affine(weight, bias)
+    if len(np.shape(weight)) == 2 and (isinstance(weight, np.ndarray) or bias is None or len(np.shape(bias)) == 1):
+        return Tensor.of(input).affine(weight, bias)
     axes = (1, 0) if len(np.shape(weight)) == 2 else (0,)
     product = matmul(input, Tensor.of(weight).permute(*axes))
     return product if bias is None else product + bias
@@ -39,7 +34,8 @@ def linear_layer(layer: nn.Linear, x: Tensor) -> Tensor:
 def bilinear(input1: Tensor, input2: Tensor, weight: np.ndarray, bias: np.ndarray | None = None) -> Tensor:
     """The sum over i, j of input1[i] weight[k, i, j] input2[j], plus bias[k]."""
     outputs, first, second = weight.shape
-    mixed = input1.affine(weight.transpose(0, 2, 1).reshape(-1, first)).reshape(*input1.shape[:-1], outputs, second)
+    by_input = Tensor.of(weight).permute(0, 2, 1).reshape(-1, first)
+    mixed = input1.affine(by_input).reshape(*input1.shape[:-1], outputs, second)
     product = (mixed * input2.reshape(*input2.shape[:-1], 1, second)).sum(-1)
     return product if bias is None else product + bias
 

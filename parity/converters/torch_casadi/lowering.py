@@ -1,13 +1,11 @@
-"""From a torch module to a CasADi function: `torch.fx` records the operations, an interpreter lowers each of them."""
+"""An interpreter that lowers each operation of a graph that `torch.fx` recorded."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-import casadi
 import numpy as np
 import torch
 import torch.fx
@@ -28,7 +26,8 @@ from parity.converters.torch_casadi import (  # noqa: F401
     shape,
 )
 from parity.converters.torch_casadi.arithmetic import Extreme, Indices
-from parity.converters.torch_casadi.in_place import IN_PLACE, same_tensors, writes_in_place
+from parity.converters.torch_casadi.in_place import FxFailure, same_tensors, writes_in_place
+from parity.converters.torch_casadi.parameters import symbol_of
 from parity.converters.torch_casadi.tensor import Tensor
 from parity.errors import Unsupported
 
@@ -39,95 +38,6 @@ RANDOM = frozenset((
     "rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson", "rand_like",
     "randn_like", "randint_like", "uniform", "exponential", "gumbel_softmax", "rrelu"
 ))  # fmt: skip
-
-
-def convert(model: torch.nn.Module, example: tuple[torch.Tensor, ...], name: str) -> casadi.Function:
-    """The CasADi function of `model`: see `parity.converters.torch_casadi.reference`."""
-    arguments = _arguments(model, example)
-    model = copy.deepcopy(model).double().cpu().requires_grad_(False)
-    graph = capture(model, arguments)
-    symbols = [
-        casadi.MX.sym(argument if casadi.Function.check_name(argument) else f"x{number}", tensor.numel())
-        for number, (argument, tensor) in enumerate(arguments.items())
-    ]
-    inputs = [Tensor(symbol, tuple(tensor.shape)) for symbol, tensor in zip(symbols, arguments.values(), strict=True)]
-    result = Lowering(model, graph).run(*inputs, enable_io_processing=False)
-    leaves = [_array(leaf) for leaf in pytree.tree_leaves(result)]
-    if not leaves or not all(isinstance(leaf, Tensor | np.ndarray) for leaf in leaves):
-        kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
-        raise Unsupported(f"{type(model).__name__} returns {kinds}: a function's outputs are tensors")
-    return casadi.Function(
-        name,
-        symbols,
-        [Tensor.of(leaf).data for leaf in leaves],
-        [symbol.name() for symbol in symbols],
-        ["y"] if len(leaves) == 1 else [f"y{number}" for number in range(len(leaves))],
-        {"allow_duplicate_io_names": True},  # an argument of `forward` may be named y
-    )
-
-
-def _arguments(model: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-    """The example's tensors by the names that `forward` gives its arguments."""
-    signature = inspect.signature(model.forward)
-    model_name = type(model).__name__
-    try:
-        arguments = signature.bind(*example).arguments
-    except TypeError as error:
-        raise Unsupported(f"{model_name}.forward{signature} does not take {len(example)} tensors: {error}") from None
-    for argument, tensor in arguments.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise Unsupported(f"{model_name}.forward takes *{argument}: name each input in its signature")
-        if not tensor.is_floating_point():
-            raise Unsupported(f"input {argument} of {model_name} is {tensor.dtype}: only floating-point inputs can be")
-    return arguments
-
-
-class _Proxy(torch.fx.Proxy):
-    """Records `x += y` as what it is: fx would record `x + y`, as if other names for the same tensor kept its value."""
-
-
-def _record_in_place(function: Callable[..., Any]) -> Callable[[_Proxy, Any], torch.fx.Proxy]:
-    return lambda proxy, other: proxy.tracer.create_proxy("call_function", function, (proxy, other), {})
-
-
-for _method, _function in IN_PLACE.items():
-    setattr(_Proxy, _method, _record_in_place(_function))
-
-
-class _Tracer(torch.fx.Tracer):
-    """Records down to torch's own layers and to the layers that a user gave a lowering."""
-
-    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
-        if hasattr(m, "parametrizations"):
-            return False  # its weights are computed on access, which tracing records
-        return find_lowering(type(m), "casadi") is not None or super().is_leaf_module(m, module_qualified_name)
-
-
-def capture(model: torch.nn.Module, arguments: dict[str, torch.Tensor]) -> torch.fx.Graph:
-    """The graph of `model`; the arguments of `forward` that are not given keep their defaults."""
-    tracer = _Tracer()
-    if tracer.is_leaf_module(model, ""):
-        graph = torch.fx.Graph()
-        placeholders = tuple(graph.placeholder(argument) for argument in arguments)
-        graph.output(graph.create_node("call_module", "", placeholders, name=type(model).__name__))
-        return graph
-    parameters = inspect.signature(model.forward).parameters.values()
-    defaults = {parameter.name: parameter.default for parameter in parameters if parameter.name not in arguments}
-    try:
-        graph = tracer.trace(model, concrete_args=defaults or None)
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise Unsupported(
-            f"torch.fx cannot trace {type(model).__name__}: {reason[0]}; rewrite that part, or put it in a module of "
-            'its own and lower it whole with @parity.lowers(<Type>, to="casadi")'
-        ) from error
-    for node in list(graph.nodes):
-        if node.op == "call_function" and node.target.__name__ in ("_assert", "_assert_is_none"):
-            graph.erase_node(node)  # fx checks with them that the defaults are what it was given
-    return graph
 
 
 class Lowering(torch.fx.Interpreter):
@@ -148,19 +58,22 @@ class Lowering(torch.fx.Interpreter):
         return result
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return _double(super().get_attr(target, args, kwargs))
+        value = super().get_attr(target, args, kwargs)
+        return symbol_of(value) or _double(value)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         layer = self.submodules[target]
         kind, name = type(layer), f"{target!r}" if target else "the model itself"
         called = f"{' '.join(repr(layer).split())} ({name})"
-        if not _has_tensor((args, kwargs)):
+        if not has_tensor((args, kwargs)):
             return _double(layer(*args, **kwargs))
         if layer.training and _depends_on_training(layer):
             raise Unsupported(f"{called} is in train mode: call model.eval() before converting")
         if layer._forward_hooks or layer._forward_pre_hooks:
-            raise Unsupported(f"{called} has forward hooks, which have no lowering: remove them before converting")
+            raise FxFailure(f"{called} has forward hooks, which have no lowering: remove them before converting")
         lowering = find_lowering(kind, "casadi")
+        if lowering is None:
+            raise FxFailure(_no_lowering(called, kind.__name__))
         return self._lower(lowering, called, kind.__name__, (layer, *args), kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -179,7 +92,7 @@ class Lowering(torch.fx.Interpreter):
         called = f"{name} (node {self.node.name!r}: {_written(self.node)})"
         if name.rpartition(".")[2].removesuffix("_") in RANDOM:
             raise Unsupported(f"{called} draws random numbers: a function has none")
-        if _has_tensor((args, kwargs)):
+        if has_tensor((args, kwargs)):
             return self._lower(lowering, called, _expression(self.node), *_usual(args, kwargs))
         return _double(compute(*args, **kwargs))
 
@@ -188,8 +101,11 @@ class Lowering(torch.fx.Interpreter):
         if any(isinstance(leaf, Indices) for leaf in leaves):
             raise Unsupported(f"{called} uses the indices of a maximum or minimum, which are no smooth function")
         if lowering is None:
-            raise Unsupported(f'{called} has no lowering: write one with @parity.lowers({operator_name}, to="casadi")')
-        args, kwargs = pytree.tree_map(_array, (args, kwargs))
+            raise Unsupported(_no_lowering(called, operator_name))
+        dtypes = [leaf for leaf in leaves if isinstance(leaf, torch.dtype) and not leaf.is_floating_point]
+        if dtypes:
+            raise Unsupported(f"{called}: a cast to {dtypes[0]}, but only floating types have a lowering")
+        args, kwargs = pytree.tree_map(array_of, (args, kwargs))
         try:
             inspect.signature(lowering).bind(*args, **kwargs)
         except TypeError as error:
@@ -200,7 +116,11 @@ class Lowering(torch.fx.Interpreter):
             raise Unsupported(f"{called}: {error}") from error
 
 
-def _has_tensor(value: Any) -> bool:
+def _no_lowering(called: str, operator_name: str) -> str:
+    return f'{called} has no lowering: write one with @parity.lowers({operator_name}, to="casadi")'
+
+
+def has_tensor(value: Any) -> bool:
     return any(isinstance(leaf, Tensor | Indices) for leaf in pytree.tree_leaves(value))
 
 
@@ -216,7 +136,7 @@ def _usual(args: Any, kwargs: Any) -> tuple[Any, Any]:
     return args, named
 
 
-def _array(leaf: Any) -> Any:
+def array_of(leaf: Any) -> Any:
     """A constant tensor as an array, for lowerings; everything else as it is."""
     if not isinstance(leaf, torch.Tensor):
         return leaf

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from parity.converters.registry import lowers
-from parity.converters.torch_casadi.linear import weights
+from parity.converters.torch_casadi.parameters import weights
 from parity.converters.torch_casadi.tensor import Tensor, elementwise
 from parity.errors import Unsupported
 

@@ -16,14 +16,14 @@ from torch.nn import functional
 
 from parity.converters.registry import lowers
 from parity.converters.torch_casadi.convolution import each, windows
-from parity.converters.torch_casadi.tensor import Tensor, elementwise
+from parity.converters.torch_casadi.tensor import Tensor, elementwise, sparse
 from parity.errors import Unsupported
 
 
 def separable(x: Tensor, matrices: Sequence[np.ndarray]) -> Tensor:
     """Each of the last dimensions times its matrix (outputs, inputs), in one sparse product."""
     operator = reduce(scipy.sparse.kron, (scipy.sparse.csc_matrix(matrix) for matrix in matrices))
-    return x.transform(operator, len(matrices), tuple(len(matrix) for matrix in matrices))
+    return x.transform(sparse(operator), len(matrices), tuple(len(matrix) for matrix in matrices))
 
 
 def _count(length: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:

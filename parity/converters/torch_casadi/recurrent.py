@@ -12,7 +12,8 @@ from torch import nn
 
 from parity.converters.registry import lowers
 from parity.converters.torch_casadi.activations import logistic
-from parity.converters.torch_casadi.linear import linear, weights
+from parity.converters.torch_casadi.linear import linear
+from parity.converters.torch_casadi.parameters import weights
 from parity.converters.torch_casadi.tensor import Operand, Tensor, concatenate, elementwise, stack
 
 State = tuple[Operand, ...]

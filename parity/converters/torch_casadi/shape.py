@@ -239,6 +239,13 @@ def gather(input: Tensor, dim: int, index: Any, *, sparse_grad: bool = False) ->
     return input.take(input.positions[tuple(places)])
 
 
+@lowers("unfold", to="casadi")
+def windows_along(input: Tensor, dimension: int, size: int, step: int) -> Tensor:
+    """Every window of that size, in a new last dimension."""
+    windows = np.lib.stride_tricks.sliding_window_view(input.positions, size, axis=dimension)
+    return input.take(windows[(*(slice(None),) * (dimension % input.ndim), slice(None, None, step))])
+
+
 @lowers(*spelled("diagonal"), to="casadi")
 def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     return input.take(np.diagonal(input.positions, offset, dim1, dim2))
