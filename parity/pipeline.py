@@ -17,11 +17,13 @@ import numpy as np
 
 from parity.checks.blame import first_diverging
 from parity.checks.derivatives import check_hessian, check_jacobian, check_vjp, projection
+from parity.checks.optimum import check_optimum
+from parity.checks.sensitivity import check_sensitivity
 from parity.checks.training import check_structure, check_training
 from parity.checks.value import check_value
 from parity.checks.verdict import Finding
 from parity.converters.registry import Chain
-from parity.errors import ParityError, Unsupported
+from parity.errors import MissingPackage, ParityError, Unsupported
 from parity.records import DEGENERATE, ERROR, FAIL, UNSUPPORTED, Record
 from parity.runtimes import Arrays, runtime_for
 from parity.timing import compare_speed
@@ -35,6 +37,8 @@ CHECKS = {
     "vjp": check_vjp,
     "structure": check_structure,
     "training": check_training,
+    "optimum": check_optimum,
+    "sensitivity": check_sensitivity,
 }
 
 
@@ -74,6 +78,7 @@ PLAN = (
 """What every case goes through: derivatives only where inputs are of a size that users differentiate at."""
 VALUE = tuple(point for point in PLAN if point.check == "value")
 PLANS = {
+    "ocp-sensitivity": (Point("optimum", batch=3), Point("sensitivity"), Point("sensitivity", "another")),
     "torch-onnx": VALUE,
     "torch-onnx-caffe": VALUE,
     "torch-onnx-caffe-onnx-torch": VALUE,
@@ -101,7 +106,7 @@ def timed(plan: Sequence[Point], path: str = "") -> tuple[Point, ...]:
     batches = SPEED_BATCHES.get(path, (1,))
     added = [Point("value", batch=batch) for batch in batches if Point("value", batch=batch) not in plan]
     points = (*plan, *added)
-    calls = ("value", "jacobian", "hessian", "vjp")
+    calls = ("value", "jacobian", "hessian", "vjp", "sensitivity")
     chosen = {p for p in points if p.check in calls and p.regime == "normal" and p.batch in batches}
     return tuple(replace(point, timed=point.batch if point in chosen else 0) for point in points)
 
@@ -229,16 +234,22 @@ class _Examination:
     def _speed(self, point: Point, inputs: Arrays, target: Any) -> dict[str, Any]:
         weights = projection(self.reference.value(inputs).shape[1])
         model, check = self.source.model, point.check
+        own_baseline = hasattr(target, "baseline")  # a target that is compared with another use of itself
 
         def build_source() -> Any:
+            if own_baseline:
+                return target.baseline(check, inputs)
             return runtime_for(model, self.base.dtype).caller(check, inputs, weights)
 
         def build_target() -> Any:
+            if own_baseline:
+                return target.caller(check, inputs, weights)
             artifact = convert_along(self.chain, model, self.example).artifacts[-1]
             return runtime_for(artifact, self.base.dtype).caller(check, inputs, weights)
 
         speed = compare_speed(build_source, build_target)
-        ways = f"{target.caller_description(check)} against {self.source.caller_description(check)}"
+        against = (target.baseline_description if own_baseline else self.source.caller_description)(check)
+        ways = f"{target.caller_description(check)} against {against}"
         return {
             "message": f"{speed.verdict}: {ways}; {speed.builds} fresh builds",
             "source_us": speed.source_us,
@@ -265,7 +276,7 @@ def _columns(finding: Finding) -> dict[str, Any]:
 
 
 def _refusal(error: Exception) -> dict[str, str]:
-    if isinstance(error, Unsupported):
+    if isinstance(error, Unsupported | MissingPackage):
         return {"verdict": UNSUPPORTED, "message": str(error)}
     text = " ".join(str(error).split())[:500]
     if isinstance(error, ParityError):

@@ -1,7 +1,6 @@
 """ocp→solution-map: optimal solutions and their derivatives by parameters, from every engine."""
 
 import pytest
-
 from parity.suites.deviations_ocp import KNOWN_WRONG
 
 FAMILIES = ("lqr", "integrator", "pendulum", "cartpole", "vanderpol", "chain", "quadrotor", "learned")

@@ -90,7 +90,6 @@ def case_from_id(case_id: str, source: str = "torch") -> Any:
         raise ParityError(f"no case {case_id!r}: an id is family-seed-number, such as dag-0-17; see `parity list`")
     if not family.random and name not in layer_families(source) and int(number) >= family.count:
         raise ParityError(f"no case {case_id!r}: family {name} has the numbers 0 to {family.count - 1}")
-
     if source == "ocp":
         from parity.cases.ocp_families import OcpCase
 

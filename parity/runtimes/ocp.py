@@ -158,5 +158,8 @@ class OcpRuntime:
     def example(self, inputs: Arrays) -> tuple[Any, ...]:
         return inputs
 
+    def remark(self, layer: str) -> str:
+        return ""
+
     def prefixes(self, inputs: Arrays) -> Iterator[tuple[str, Any]]:
         return iter(())

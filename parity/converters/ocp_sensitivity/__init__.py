@@ -1,6 +1,7 @@
 """Engines that turn an optimal control problem into a solution map with derivatives, one module each.
 
-Those known to be wrong are offered too: a comparison that does not catch them would be worth nothing.
+Those known to be wrong are offered too (`suites/deviations_ocp.py` says why): a comparison that does not catch them
+would be worth nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from parity.converters.registry import converter
 if TYPE_CHECKING:
     from parity.cases.ocp import OptimalControlProblem
     from parity.runtimes.solution_map import SolutionMap
-
-UNPOLISHED = "its factorization is not the one at the solution, and bounds are smoothed"
 
 
 @converter("ocp", "solution-map", name="kkt")
@@ -48,10 +47,7 @@ def casadi_nlpsol_sqpmethod(problem: OptimalControlProblem, example: Any = None)
     return NlpsolMap(problem, SQPMETHOD)
 
 
-@converter(
-    "ocp", "solution-map", name="casadi-nlpsol-fatrop",
-    expected_wrong="it relaxes active bounds by 1e-8, and CasADi passes no option for that on",
-)  # fmt: skip
+@converter("ocp", "solution-map", name="casadi-nlpsol-fatrop")
 def casadi_nlpsol_fatrop(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """CasADi's derivative of Fatrop."""
     from parity.converters.ocp_sensitivity.casadi_nlpsol import FATROP, NlpsolMap
@@ -59,10 +55,7 @@ def casadi_nlpsol_fatrop(problem: OptimalControlProblem, example: Any = None) ->
     return NlpsolMap(problem, FATROP)
 
 
-@converter(
-    "ocp", "solution-map", name="casadi-nlpsol-ipopt-plain",
-    expected_wrong="inactive bounds keep multipliers of 1e-11 and are counted as active",
-)  # fmt: skip
+@converter("ocp", "solution-map", name="casadi-nlpsol-ipopt-plain")
 def casadi_nlpsol_ipopt_plain(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """CasADi's derivative of IPOPT with default options."""
     from parity.converters.ocp_sensitivity.casadi_nlpsol import IPOPT_PLAIN, NlpsolMap
@@ -70,10 +63,7 @@ def casadi_nlpsol_ipopt_plain(problem: OptimalControlProblem, example: Any = Non
     return NlpsolMap(problem, IPOPT_PLAIN)
 
 
-@converter(
-    "ocp", "solution-map", name="casadi-nlpsol-ipopt-min-lam",
-    expected_wrong="min_lam drops equations whose multiplier is zero, too",
-)  # fmt: skip
+@converter("ocp", "solution-map", name="casadi-nlpsol-ipopt-min-lam")
 def casadi_nlpsol_ipopt_min_lam(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """CasADi's derivative of IPOPT with its option `min_lam=1e-7`: right unless an equation has no multiplier."""
     from parity.converters.ocp_sensitivity.casadi_nlpsol import IPOPT_MIN_LAM, NlpsolMap
@@ -89,7 +79,7 @@ def acados_polished(problem: OptimalControlProblem, example: Any = None) -> Solu
     return AcadosMap(problem, tolerance=1e-8, polish=True)
 
 
-@converter("ocp", "solution-map", name="acados", expected_wrong=UNPOLISHED)
+@converter("ocp", "solution-map", name="acados")
 def acados(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """acados at its default tolerance: solve, then `eval_param_sens`, as its examples do."""
     from parity.converters.ocp_sensitivity.acados import AcadosMap
@@ -97,7 +87,7 @@ def acados(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     return AcadosMap(problem, tolerance=1e-6)
 
 
-@converter("ocp", "solution-map", name="acados-1e-8", expected_wrong=UNPOLISHED)
+@converter("ocp", "solution-map", name="acados-1e-8")
 def acados_1e_8(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """The plain call at tolerance 1e-8."""
     from parity.converters.ocp_sensitivity.acados import AcadosMap
@@ -105,7 +95,7 @@ def acados_1e_8(problem: OptimalControlProblem, example: Any = None) -> Solution
     return AcadosMap(problem, tolerance=1e-8)
 
 
-@converter("ocp", "solution-map", name="acados-1e-10", expected_wrong=UNPOLISHED)
+@converter("ocp", "solution-map", name="acados-1e-10")
 def acados_1e_10(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """The plain call at tolerance 1e-10."""
     from parity.converters.ocp_sensitivity.acados import AcadosMap
@@ -113,10 +103,7 @@ def acados_1e_10(problem: OptimalControlProblem, example: Any = None) -> Solutio
     return AcadosMap(problem, tolerance=1e-10)
 
 
-@converter(
-    "ocp", "solution-map", name="acados-gauss-newton",
-    expected_wrong="the Gauss-Newton Hessian lacks the multipliers' terms",
-)  # fmt: skip
+@converter("ocp", "solution-map", name="acados-gauss-newton")
 def acados_gauss_newton(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """acados with the Gauss-Newton Hessian, polished: the solution is right, its derivative is not."""
     from parity.converters.ocp_sensitivity.acados import AcadosMap
