@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @converter("ocp", "solution-map", name="kkt")
 def kkt(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """Newton-polished solution, active set, implicit function theorem; float64, dense, no compiler."""
-    from parity.converters.ocp_sensitivity.kkt import KktMap
+    from parity.converters.ocp_sensitivity.kkt_map import KktMap
 
     return KktMap(problem)
 
@@ -26,7 +26,7 @@ def kkt(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
 @converter("ocp", "solution-map", name="finite-differences")
 def finite_differences(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """Adaptive central differences of tight, warm-started solves."""
-    from parity.converters.ocp_sensitivity.finite_differences import DifferencesMap
+    from parity.converters.ocp_sensitivity.differences_map import DifferencesMap
 
     return DifferencesMap(problem)
 
@@ -34,7 +34,7 @@ def finite_differences(problem: OptimalControlProblem, example: Any = None) -> S
 @converter("ocp", "solution-map", name="casadi-nlpsol")
 def casadi_nlpsol(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """CasADi's derivative of IPOPT, with multipliers of inactive bounds set to zero."""
-    from parity.converters.ocp_sensitivity.casadi_nlpsol import IPOPT, NlpsolMap
+    from parity.converters.ocp_sensitivity.nlpsol_map import IPOPT, NlpsolMap
 
     return NlpsolMap(problem, IPOPT)
 
@@ -42,7 +42,7 @@ def casadi_nlpsol(problem: OptimalControlProblem, example: Any = None) -> Soluti
 @converter("ocp", "solution-map", name="casadi-nlpsol-sqpmethod")
 def casadi_nlpsol_sqpmethod(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """CasADi's derivative of its own SQP method with qrqp."""
-    from parity.converters.ocp_sensitivity.casadi_nlpsol import SQPMETHOD, NlpsolMap
+    from parity.converters.ocp_sensitivity.nlpsol_map import SQPMETHOD, NlpsolMap
 
     return NlpsolMap(problem, SQPMETHOD)
 
@@ -50,7 +50,7 @@ def casadi_nlpsol_sqpmethod(problem: OptimalControlProblem, example: Any = None)
 @converter("ocp", "solution-map", name="casadi-nlpsol-fatrop")
 def casadi_nlpsol_fatrop(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """CasADi's derivative of Fatrop."""
-    from parity.converters.ocp_sensitivity.casadi_nlpsol import FATROP, NlpsolMap
+    from parity.converters.ocp_sensitivity.nlpsol_map import FATROP, NlpsolMap
 
     return NlpsolMap(problem, FATROP)
 
@@ -58,7 +58,7 @@ def casadi_nlpsol_fatrop(problem: OptimalControlProblem, example: Any = None) ->
 @converter("ocp", "solution-map", name="casadi-nlpsol-ipopt-plain")
 def casadi_nlpsol_ipopt_plain(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """CasADi's derivative of IPOPT with default options."""
-    from parity.converters.ocp_sensitivity.casadi_nlpsol import IPOPT_PLAIN, NlpsolMap
+    from parity.converters.ocp_sensitivity.nlpsol_map import IPOPT_PLAIN, NlpsolMap
 
     return NlpsolMap(problem, IPOPT_PLAIN)
 
@@ -66,7 +66,7 @@ def casadi_nlpsol_ipopt_plain(problem: OptimalControlProblem, example: Any = Non
 @converter("ocp", "solution-map", name="casadi-nlpsol-ipopt-min-lam")
 def casadi_nlpsol_ipopt_min_lam(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """CasADi's derivative of IPOPT with its option `min_lam=1e-7`: right unless an equation has no multiplier."""
-    from parity.converters.ocp_sensitivity.casadi_nlpsol import IPOPT_MIN_LAM, NlpsolMap
+    from parity.converters.ocp_sensitivity.nlpsol_map import IPOPT_MIN_LAM, NlpsolMap
 
     return NlpsolMap(problem, IPOPT_MIN_LAM)
 
@@ -74,7 +74,7 @@ def casadi_nlpsol_ipopt_min_lam(problem: OptimalControlProblem, example: Any = N
 @converter("ocp", "solution-map", name="acados-polished")
 def acados_polished(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """acados, solved to 1e-8, then two QPs to the last digit at the solution, then `eval_param_sens`."""
-    from parity.converters.ocp_sensitivity.acados import AcadosMap
+    from parity.converters.ocp_sensitivity.acados_map import AcadosMap
 
     return AcadosMap(problem, tolerance=1e-8, polish=True)
 
@@ -82,7 +82,7 @@ def acados_polished(problem: OptimalControlProblem, example: Any = None) -> Solu
 @converter("ocp", "solution-map", name="acados")
 def acados(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """acados at its default tolerance: solve, then `eval_param_sens`, as its examples do."""
-    from parity.converters.ocp_sensitivity.acados import AcadosMap
+    from parity.converters.ocp_sensitivity.acados_map import AcadosMap
 
     return AcadosMap(problem, tolerance=1e-6)
 
@@ -90,7 +90,7 @@ def acados(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
 @converter("ocp", "solution-map", name="acados-1e-8")
 def acados_1e_8(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """The plain call at tolerance 1e-8."""
-    from parity.converters.ocp_sensitivity.acados import AcadosMap
+    from parity.converters.ocp_sensitivity.acados_map import AcadosMap
 
     return AcadosMap(problem, tolerance=1e-8)
 
@@ -98,7 +98,7 @@ def acados_1e_8(problem: OptimalControlProblem, example: Any = None) -> Solution
 @converter("ocp", "solution-map", name="acados-1e-10")
 def acados_1e_10(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """The plain call at tolerance 1e-10."""
-    from parity.converters.ocp_sensitivity.acados import AcadosMap
+    from parity.converters.ocp_sensitivity.acados_map import AcadosMap
 
     return AcadosMap(problem, tolerance=1e-10)
 
@@ -106,7 +106,7 @@ def acados_1e_10(problem: OptimalControlProblem, example: Any = None) -> Solutio
 @converter("ocp", "solution-map", name="acados-gauss-newton")
 def acados_gauss_newton(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """acados with the Gauss-Newton Hessian, polished: the solution is right, its derivative is not."""
-    from parity.converters.ocp_sensitivity.acados import AcadosMap
+    from parity.converters.ocp_sensitivity.acados_map import AcadosMap
 
     return AcadosMap(problem, tolerance=1e-8, polish=True, exact_hessian=False)
 
@@ -114,6 +114,6 @@ def acados_gauss_newton(problem: OptimalControlProblem, example: Any = None) -> 
 @converter("ocp", "solution-map", name="acados-official")
 def acados_official(problem: OptimalControlProblem, example: Any = None) -> SolutionMap:
     """The user's own installation of a newer acados, by its solution sensitivities with respect to `p_global`."""
-    from parity.converters.ocp_sensitivity.acados_official import OfficialMap
+    from parity.converters.ocp_sensitivity.official_map import OfficialMap
 
     return OfficialMap(problem)

@@ -44,7 +44,7 @@ def load(installation: Path) -> Any:
 
 
 class Solver:
-    """One compiled problem. `description` is what `acados.describe` makes of it."""
+    """One compiled problem. `description` is what `acados_map.describe` makes of it."""
 
     def __init__(self, template: Any, description: dict[str, Any], exact_hessian: bool) -> None:
         self.description = description

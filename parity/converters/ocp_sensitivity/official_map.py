@@ -16,7 +16,7 @@ import casadi
 import numpy as np
 
 from parity.cases.ocp import OptimalControlProblem
-from parity.converters.ocp_sensitivity.acados import INFINITY, describe
+from parity.converters.ocp_sensitivity.acados_map import INFINITY, describe
 from parity.errors import MissingPackage
 from parity.runtimes.solution_map import Adjoint, Sensitivity, Solution, SolutionMap, SolveFailure
 from parity.runtimes.transcription import with_networks_converted
