@@ -55,7 +55,7 @@ def test_polished_it_agrees_with_riccati() -> None:
 @real
 @pytest.mark.parametrize("name", ["acados", "acados-gauss-newton"])
 def test_plain_or_with_gauss_newtons_hessian_it_solves_and_is_caught(name: str) -> None:
-    optimum, sensitivity = checked("cartpole-0-1", name)
+    optimum, sensitivity = checked("vanderpol-0-1", name)
     assert (optimum.verdict, sensitivity.verdict) == (PASS, FAIL)
 
 

@@ -84,6 +84,8 @@ class NlpsolMap(SolutionMap):
         results = self.solver(**arguments)
         stats = self.solver.stats()
         if not stats["success"] and not self._optimal(point, results):
+            if start is not None:  # a line search can get stuck a hair's breadth from the solution
+                return self.solve(point)
             raise SolveFailure(f"{self.name}: {stats.get('return_status') or stats.get('unified_return_status')}")
         flat = results["x"].full().ravel()[program.places]
         if self.clean:
