@@ -19,6 +19,7 @@ from parity.checks.blame import first_diverging
 from parity.checks.derivatives import check_hessian, check_jacobian, check_vjp, projection
 from parity.checks.optimum import check_optimum
 from parity.checks.sensitivity import check_sensitivity
+from parity.checks.steps import STEP_CHECKS
 from parity.checks.training import check_structure, check_training
 from parity.checks.value import check_value
 from parity.checks.verdict import Finding
@@ -39,6 +40,7 @@ CHECKS = {
     "training": check_training,
     "optimum": check_optimum,
     "sensitivity": check_sensitivity,
+    **STEP_CHECKS,
 }
 
 
@@ -79,6 +81,7 @@ PLAN = (
 VALUE = tuple(point for point in PLAN if point.check == "value")
 PLANS = {
     "ocp-sensitivity": (Point("optimum", batch=3), Point("sensitivity"), Point("sensitivity", "another")),
+    "ocp-sensitivity steps": tuple(map(Point, STEP_CHECKS)),
     "torch-onnx": VALUE,
     "torch-onnx-caffe": VALUE,
     "torch-onnx-caffe-onnx-torch": VALUE,

@@ -16,3 +16,16 @@ def test_speed(parity, parity_case, parity_chain):
     parity.run(
         parity_case, parity_chain, checks=("sensitivity",), regimes=("normal",), deviations=KNOWN_WRONG, speed=True
     )
+
+
+OTHERS = (
+    "kkt", "casadi-nlpsol", "casadi-nlpsol-sqpmethod", "casadi-nlpsol-fatrop", "casadi-nlpsol-ipopt-plain",
+    "casadi-nlpsol-ipopt-min-lam", "acados-polished", "acados-1e-8", "acados-1e-10", "acados-gauss-newton",
+    "acados-official",
+)  # fmt: skip
+
+
+@pytest.mark.parity(path="ocp-sensitivity", families=("steps",), without=OTHERS)
+def test_steps(parity, parity_case, parity_chain):
+    """How far off central differences are by their step: of tight solves, and of loose ones, which have a floor."""
+    parity.run(parity_case, parity_chain)

@@ -31,9 +31,7 @@ real = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 def checked(case_id: str, name: str):
     case = case_from_id(case_id, "ocp")
-    return parity.check(
-        case.model(), name, case.inputs()[0], checks=["optimum", "sensitivity"], path="ocp-sensitivity"
-    )
+    return parity.check(case.model(), name, case.inputs()[0], checks=["optimum", "sensitivity"], path="ocp-sensitivity")
 
 
 @real

@@ -262,6 +262,11 @@ def _scaling(rng: State, number: int) -> Drawn:
     return Drawn(problem, np.zeros(4 + parameters), np.concatenate([np.full(4, 0.6), np.full(parameters, 0.3)]))
 
 
+def _steps(rng: State, number: int) -> Drawn:
+    """What the error of differences against their step is shown on: no bound active, and some."""
+    return (_pendulum, _cartpole)[number](rng, number)
+
+
 def _column(*parts: Any) -> casadi.SX:
     import casadi
 
@@ -280,5 +285,6 @@ OCP_FAMILIES = {
         OcpFamily("quadrotor", 1, _quadrotor),
         OcpFamily("learned", 1, _learned),
         OcpFamily("scaling", 5, _scaling, random=False),
+        OcpFamily("steps", 2, _steps, random=False),
     )
 }

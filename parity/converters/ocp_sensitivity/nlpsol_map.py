@@ -1,7 +1,7 @@
 """CasADi's own derivatives of `nlpsol`: the solver's final iterate, its multipliers' active set, implicit functions.
 
 Which bounds are active is read off the multipliers, so it matters what a solver leaves in those of inactive bounds:
-an interior-point method's 1e-11 counts as active. The option `min_lam` is CasADi's remedy. It has a gap: an equation
+an interior-point method's 1e-11 counts as active, and so does what qrqp leaves now and then. The option `min_lam` is CasADi's remedy. It has a gap: an equation
 whose multiplier is zero (a state that no later cost depends on) then counts as inactive, the system is singular, and
 the derivative is silently zero. So the multipliers are cleaned here instead, before CasADi differentiates.
 """
@@ -48,7 +48,7 @@ SQPMETHOD = Plugin("sqpmethod", {
     "qpsol_options": {"print_iter": False, "print_header": False, "print_info": False, "error_on_fail": False},
     "tol_pr": 1e-11, "tol_du": 1e-11, "min_iter": 2, "max_iter": 100, "error_on_fail": False,
     # Started at the solution it would stop before its first QP, with multipliers that are not yet those of a solution.
-})  # fmt: skip
+}, clean=True)  # fmt: skip
 FATROP = Plugin("fatrop", {
     "print_time": False, "fatrop.print_level": 0, "fatrop.tol": 1e-10, "error_on_fail": False,
 }, clean=True, structured=True)  # fmt: skip
