@@ -101,7 +101,7 @@ def test_points_that_do_not_fit_are_said_in_one_line() -> None:
 def riccati(case_id: str) -> tuple[np.ndarray, np.ndarray]:
     """du₀/dx̂ and du₀/dr of the LQR case, by Riccati's recursion on matrices read off the problem's expressions."""
     model = case_from_id(case_id, "ocp").model()
-    x, u, r = model.state, model.control, model.parameter
+    x, u = model.state, model.control
     a, b = (np.array(casadi.DM(casadi.jacobian(model.dynamics, each))) for each in (x, u))
     q, control = (np.array(casadi.DM(casadi.hessian(model.stage_cost, each)[0])) for each in (x, u))
     final = np.array(casadi.DM(casadi.hessian(model.terminal_cost, x)[0]))
@@ -329,7 +329,7 @@ def test_an_infeasible_problem_is_a_clear_error(name: str) -> None:
         "impossible", 2, x, u, p, x + u, x**2 + u**2, x**2, control_bounds=(np.array([-1.0]), np.array([1.0])),
         state_bounds=(np.array([-1.0]), np.array([1.0])),
     )  # fmt: skip
-    with pytest.raises(SolveFailure, match="ipopt|sqpmethod|fatrop"):
+    with pytest.raises(SolveFailure, match=r"ipopt|sqpmethod|fatrop"):
         engine(name, impossible).solve(np.array([10.0, 0.0]))
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_ocp import problem, riccati
 
 import parity
 from parity.cases.case import case_from_id
-from parity.converters.ocp_sensitivity import acados_map as engine
 from parity.converters.ocp_sensitivity import acados_installation
+from parity.converters.ocp_sensitivity import acados_map as engine
 from parity.errors import MissingPackage
 from parity.records import ERROR, FAIL, PASS
-from test_ocp import problem, riccati
 
 try:
     acados_installation.find()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_ocp import problem
 from train_mpc_cost import TRUTH, train
 
 import parity
 from parity.cases.case import case_from_id
-from test_ocp import problem
 
 
 def layer_and_batch(case_id: str, batch: int, **options):

@@ -1,9 +1,10 @@
 """CasADi's own derivatives of `nlpsol`: the solver's final iterate, its multipliers' active set, implicit functions.
 
 Which bounds are active is read off the multipliers, so it matters what a solver leaves in those of inactive bounds:
-an interior-point method's 1e-11 counts as active, and so does what qrqp leaves now and then. The option `min_lam` is CasADi's remedy. It has a gap: an equation
-whose multiplier is zero (a state that no later cost depends on) then counts as inactive, the system is singular, and
-the derivative is silently zero. So the multipliers are cleaned here instead, before CasADi differentiates.
+an interior-point method's 1e-11 counts as active, and so does what qrqp leaves now and then. The option `min_lam` is
+CasADi's remedy. It has a gap: an equation whose multiplier is zero (a state that no later cost depends on) then counts
+as inactive, the system is singular, and the derivative is silently zero. So the multipliers are cleaned here instead,
+before CasADi differentiates.
 """
 
 from __future__ import annotations
