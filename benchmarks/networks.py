@@ -30,23 +30,25 @@ class Network:
 class Unrolled(nn.Module):
     """An LSTM cell over the steps of (batch, steps, features), and a linear layer of its last state."""
 
-    def __init__(self, features: int, hidden: int, outputs: int) -> None:
+    def __init__(self, steps: int, features: int, hidden: int, outputs: int) -> None:
         super().__init__()
+        self.steps = steps
         self.cell, self.output = nn.LSTMCell(features, hidden), nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden, memory = self.cell(x[:, 0])
-        for step in range(1, x.size(1)):
+        for step in range(1, self.steps):
             hidden, memory = self.cell(x[:, step], (hidden, memory))
         return self.output(hidden)
 
 
 def multilayer_perceptron(*widths: int, activation: type[nn.Module], norm: bool = False) -> nn.Sequential:
     """Linear layers, with the activation (after a layer norm, where asked for) between them."""
+    *_, last, outputs_of_all = widths
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths[:-1]):
         layers += [nn.Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if norm else []), activation()]
-    return nn.Sequential(*layers, nn.Linear(*widths[-2:]))
+    return nn.Sequential(*layers, nn.Linear(last, outputs_of_all))
 
 
 NETWORKS = (
@@ -58,6 +60,6 @@ NETWORKS = (
         (1, 1, 16, 16),
         lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 10)),
     ),
-    Network("lstm", (1, 10, 4), lambda: Unrolled(4, 16, 4)),
+    Network("lstm", (1, 10, 4), lambda: Unrolled(10, 4, 16, 4)),
     Network("attention", (1, 8, 16), lambda: AttentionBlock(16, 2)),
 )

@@ -91,25 +91,40 @@ class Row:
 
 
 class Converted:
-    """A network made ready in one way; what fails to convert says why when it is asked for."""
+    """A network made ready in one way; what fails to convert says why when it is asked for.
+
+    In the first precision of the converter that it converts this network in: float64 where it can.
+    """
 
     def __init__(self, network: Network, way: Way) -> None:
         self.network, self.way = network, way
-        self.dtype = way.chain.dtypes[0] if way.converter else "float32"
-        self.source = runtime_for(network.model(), self.dtype)
         self.inputs: Arrays = draw_inputs(network.name, "normal", 1, (network.shape[1:],))
+        self.use(self.dtypes[0])
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return self.way.chain.dtypes if self.way.converter else ("float32",)
+
+    def use(self, dtype: str) -> None:
+        """Take the network in this precision."""
+        self.dtype = dtype
+        self.source = runtime_for(self.network.model(), dtype)
 
     @cached_property
-    def conversions(self) -> list[tuple[Any, float]]:
-        """Artifacts, each with the milliseconds it took; the first conversion of all is a warm-up."""
+    def conversions(self) -> list[tuple[Any, float]] | Exception:
+        """Artifacts, each with the milliseconds it took; or what the converter raised."""
         if not self.way.converter:
             return [(self.source.model, 0.0)]
-        made = [self._convert()]
-        if made[0][1] < COSTLY_MS:
-            made = [self._convert() for _ in range(CONVERSIONS)]
-        else:
-            made += [self._convert() for _ in range(COSTLY_CONVERSIONS - 1)]
-        return made
+        for dtype in self.dtypes:
+            self.use(dtype)
+            try:
+                first = self._convert()  # the first of all is slower: it imports what the converter needs
+                count = CONVERSIONS if first[1] < COSTLY_MS else COSTLY_CONVERSIONS - 1
+                rest = [self._convert() for _ in range(count)]
+                return rest if count == CONVERSIONS else [first, *rest]
+            except Exception as error:
+                reason = error
+        return reason
 
     def _convert(self) -> tuple[Any, float]:
         edge = self.way.chain.converters[0]
@@ -122,13 +137,20 @@ class Converted:
         return conversion.artifacts[-1], conversion.milliseconds
 
     @property
+    def made(self) -> list[tuple[Any, float]]:
+        """The conversions; raises what the converter raised."""
+        if isinstance(self.conversions, Exception):
+            raise self.conversions
+        return self.conversions
+
+    @property
     def milliseconds(self) -> float:
         """What a conversion takes, the median."""
-        return median(milliseconds for _, milliseconds in self.conversions)
+        return median(milliseconds for _, milliseconds in self.made)
 
     def callers(self, check: str) -> Callable[[], Callable[[], object]]:
         """Gives a fresh caller of the check at every call, going round the conversions."""
-        artifacts = cycle(artifact for artifact, _ in self.conversions)
+        artifacts = cycle(artifact for artifact, _ in self.made)
         weights = projection(self.source.value(self.inputs).shape[1])
         return lambda: runtime_for(next(artifacts), self.dtype).caller(check, self.inputs, weights)
 
@@ -144,22 +166,18 @@ def measure(network: Network, chosen: list[Way], baseline: Way, seconds: float) 
 
 
 def _row(converted: Converted, base: Converted, reference: Any, check: str, seconds: float) -> Row:
-    way = converted.way
-    known: dict[str, Any] = {
-        "network": converted.network.name,
-        "check": check,
-        "way": way.name,
-        "dtype": converted.dtype,
-    }
+    way, network = converted.way, converted.network
     try:
-        artifact, conversions = converted.conversions[0][0], len(converted.conversions)
+        artifact, conversions = converted.made[0][0], len(converted.made)
     except Exception as error:
-        return Row(**known, convert_ms=None, conversions=0, message=_reason(error))
+        return Row(network.name, check, way.name, converted.dtype, None, 0, message=_reason(error))
+    known: dict[str, Any] = {"network": network.name, "check": check, "way": way.name, "dtype": converted.dtype}
     known |= {"convert_ms": converted.milliseconds if way.converter else None, "conversions": conversions}
     try:
         finding = CHECKS[check](reference, runtime_for(artifact, converted.dtype), converted.inputs, converted.dtype)
+        max_abs = finding.comparison.max_abs if finding.comparison else None
         if finding.verdict not in (PASS, DEGENERATE):
-            return Row(**known, max_abs=finding.comparison.max_abs, message="wrong: not timed")
+            return Row(**known, max_abs=max_abs, message="wrong: not timed")
         speed = compare_speed(converted.callers(check), base.callers(check), seconds)
     except Exception as error:
         return Row(**known, message=_reason(error))
@@ -171,7 +189,7 @@ def _row(converted: Converted, base: Converted, reference: Any, check: str, seco
         low=speed.low,
         high=speed.high,
         builds=speed.builds,
-        max_abs=finding.comparison.max_abs,
+        max_abs=max_abs,
     )
 
 

@@ -136,12 +136,9 @@ def _chain_of(source: Any, converted: Any, arrays: Arrays, path: str | None) -> 
     """The chain that the user means by `converted`."""
     start = _representation(source)
     if isinstance(converted, str):
-        if path:
-            path_named(path).require()
-            return find_chain(path_named(path), converted)
-        possible = [known for known in PATHS if known.source == start]
+        possible = [path_named(path)] if path else [known for known in PATHS if known.source == start]
         for known in possible:
-            if any(chain.name == converted for chain in chains(known)):
+            if any(chain.name == converted for chain in chains(known)) or (path and converted == "reference"):
                 known.require()
                 return find_chain(known, converted)
         names = [chain.name for known in possible for chain in chains(known)]

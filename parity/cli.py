@@ -50,13 +50,23 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--report", metavar="DIR", type=Path, help="write a report")
     check.set_defaults(command=_check)
 
-    convert = commands.add_parser("convert", help="write a Keras model as plain PyTorch source and its weights")
-    convert.add_argument("model", metavar="MODEL", help=".keras or .h5 file, which is read without TensorFlow")
-    convert.add_argument("--to", choices=["torch"], default="torch", help="default: %(default)s")
-    convert.add_argument("--emit", metavar="FILE.py", type=Path, required=True,
-                         help="the source; the state dict is written beside it, as FILE.pt")  # fmt: skip
+    convert = commands.add_parser("convert", help="write a model of yours in another representation")
+    convert.add_argument("model", metavar="MODEL",
+                         help="as in `check`, or an .onnx file; a Keras file is read without TensorFlow")  # fmt: skip
+    convert.add_argument("--to", default="torch", metavar="NAME",
+                         help="torch, onnx, caffe, casadi; default: %(default)s")  # fmt: skip
+    files = convert.add_mutually_exclusive_group(required=True)
+    files.add_argument("--emit", metavar="FILE.py", type=Path,
+                       help="Keras to torch: the source; the state dict is written beside it, as FILE.pt")  # fmt: skip
+    files.add_argument("--output", metavar="STEM", help="files are named STEM.prototxt, STEM.caffemodel, …")
+    convert.add_argument("--input-shape", metavar="1,12", action="append", type=_shape, default=[],
+                         help="shape of an input, batch first; an .onnx file of static shapes needs none")  # fmt: skip
+    convert.add_argument("--converter", default="reference", help="default: %(default)s")
     convert.add_argument("--layout", choices=["nhwc", "nchw"], default="nhwc",
-                         help="of images at inputs and outputs; default: %(default)s")  # fmt: skip
+                         help="Keras: of images at inputs and outputs; default: %(default)s")  # fmt: skip
+    convert.add_argument("--dialect", help="Caffe: bvlc, ssd or opencv (the default)")
+    convert.add_argument("--fold-batch-norm", action="store_true", help="Caffe: make it part of the convolutions")
+    convert.add_argument("--trust", action="store_true", help="read a pickle, which can run code")
     convert.set_defaults(command=_convert)
 
     listing = commands.add_parser("list", help="paths, converters and families of cases")
@@ -104,10 +114,13 @@ def _check(options: argparse.Namespace) -> int:
     from parity.cases.weights import random_state
     from parity.model_file import load_model, path_of
     from parity.paths import path
+    from parity.runtimes import representation_of
 
     way = path(options.path or path_of(options.model))
     way.require()
     model = load_model(options.model, trust=options.trust)
+    if (kind := representation_of(model)) != way.source:
+        raise ParityError(f"{options.model} is of {kind}, and path {way.name} starts from {way.source}")
     inputs = tuple(
         random_state(options.seed, number).standard_normal(shape) for number, shape in enumerate(options.input_shape)
     )
@@ -123,7 +136,7 @@ def _check(options: argparse.Namespace) -> int:
     return _show(records, options.report, way.packages)
 
 
-def _convert(options: argparse.Namespace) -> int:
+def _emit(options: argparse.Namespace) -> int:
     from parity.converters.keras_torch import emit, reference
 
     for package in ("torch", "h5py"):
@@ -137,6 +150,25 @@ def _convert(options: argparse.Namespace) -> int:
     except OSError as error:
         raise ParityError(f"cannot write {options.emit}: {error.strerror}") from error
     print(f"{source}\n{state}")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    if options.emit:
+        return _emit(options)
+    from parity.api import convert
+    from parity.cases.weights import random_state
+    from parity.model_file import load_model, save_model
+
+    own = {"dialect": options.dialect, "fold_batch_norm": options.fold_batch_norm or None}
+    given = {name: value for name, value in own.items() if value is not None}
+    if given and options.to != "caffe":
+        raise ParityError(f"--{next(iter(given)).replace('_', '-')} is for --to caffe")
+    model = load_model(options.model, trust=options.trust)
+    example = tuple(random_state(0, number).standard_normal(shape) for number, shape in enumerate(options.input_shape))
+    artifact = convert(model, options.to, example, converter=options.converter, **given)
+    for file in save_model(artifact, options.output):
+        print(file)
     return 0
 
 

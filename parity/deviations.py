@@ -1,4 +1,4 @@
-"""Known errors of runtimes and exporters that no converter of ours can mend: listed with a reason, shown, and strict."""
+"""Known errors of runtimes and exporters that no converter of ours can mend: listed with a reason, and strict."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ class Deviation:
         return not self.converters or bool({*self.converters} & {*converter.split("+")})
 
     def explains(self, record: Record) -> bool:
-        layer = record.blame_layer.rpartition("_")[0]
+        # Where converting is slow no layer is blamed: then it may be any of the model's.
+        blamed = {record.blame_layer.rpartition("_")[0]} if record.blame_layer else {*record.layers.lower().split(">")}
         return (
             record.verdict == FAIL
-            and layer in {name.lower() for name in self.layers}
+            and bool(blamed & {name.lower() for name in self.layers})
             and record.blame_stage in self.stages
             and self.concerns(record.converter)
             and (not self.regimes or record.regime in self.regimes)

@@ -56,7 +56,8 @@ class Parity:
         """Send a case through a chain of converters and check it at every kind of inputs; `speed` times it too.
 
         `checks` (`value`, `jacobian`, …) and `regimes` (`normal`, `large`, …) are those that are made, by default all
-        that the path has. `deviations` lists failures that are expected; see `parity.deviations`. `benchmark`, pytest-benchmark's fixture, also gets the converted model's evaluation, if it agrees.
+        that the path has. `deviations` lists failures that are expected; see `parity.deviations`. `benchmark`,
+        pytest-benchmark's fixture, also gets the converted model's evaluation, if it agrees.
 
         A shipped or installed converter runs in a process of its own, one registered by a test runs in this one.
         The test fails if any check does, is an expected failure where the list explains all that do, and is skipped

@@ -5,20 +5,27 @@ from __future__ import annotations
 import importlib
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from parity.errors import ParityError
+from parity.errors import MissingPackage, ParityError
 from parity.runtimes import representation_of
 
 KERAS_FILES = (".keras", ".h5", ".hdf5")
 
 
-def load_model(name: str, *, trust: bool = False) -> Any:
-    """Load `MODEL.pt` (a whole module, `torch.save(model, file)`), `MODEL.keras` or `.h5`, or build `module:function`.
+ENDINGS = {"caffe": (".prototxt", ".caffemodel"), "onnx": (".onnx",), "casadi": (".casadi",), "torch": (".pt",)}
 
-    A pickle can run any code while it is read, so a file is refused without `trust`. Raises `ParityError`.
+
+def load_model(name: str, *, trust: bool = False) -> Any:
+    """Load `MODEL.pt` (a whole module, `torch.save(model, file)`), `MODEL.keras` or `.h5`, or `MODEL.onnx`.
+
+    A name `module:function` builds the model. A pickle can run any code while it is read, so a file is refused without
+    `trust`. Raises `ParityError`.
     """
+    if Path(name).suffix == ".onnx":
+        return read_onnx(Path(name))
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does: the user's modules lie where the command is given
     model = _build(name) if _is_function(name) else _read(Path(name), trust)
@@ -34,6 +41,37 @@ def load_model(name: str, *, trust: bool = False) -> Any:
 def path_of(name: str) -> str:
     """The path that a file of this name is meant for, if the user names none."""
     return "keras-torch" if not _is_function(name) and Path(name).suffix in KERAS_FILES else "torch-casadi"
+
+
+def read_onnx(file: Path) -> Any:
+    """The `onnx.ModelProto` in a file, checked; raises `ParityError` in one line."""
+    if find_spec("onnx") is None:
+        raise MissingPackage(f"{file} needs onnx: pip install 'pytest-parity[onnx]'")
+    from parity.converters.onnx_caffe.graph import read
+
+    return read(file)
+
+
+def save_model(artifact: Any, stem: str) -> list[Path]:
+    """Write a converted model to the file or files of its representation, named `stem` and their endings."""
+    kind = representation_of(artifact)
+    files = [Path(stem + ending) for ending in ENDINGS[kind or ""]]
+    try:
+        if kind == "caffe":
+            from parity.converters.onnx_caffe import save
+
+            save(artifact, *files)
+        elif kind == "onnx":
+            files[0].write_bytes(artifact.SerializeToString())
+        elif kind == "casadi":
+            artifact.save(str(files[0]))
+        else:
+            import torch
+
+            torch.save(artifact, files[0])
+    except (OSError, RuntimeError) as error:
+        raise ParityError(f"cannot write {files[0]}: {_line(error)}") from error
+    return files
 
 
 def _is_function(name: str) -> bool:

@@ -15,7 +15,7 @@ from parity.errors import ParityError
 
 if TYPE_CHECKING:
     from parity.cases.case import Case
-    from parity.converters.registry import Chain
+    from parity.converters.registry import Chain, Converter
     from parity.fixture import Parity
     from parity.paths import Path as ConversionPath
 
@@ -39,19 +39,37 @@ class Settings:
         """The converter chains along `path` that the options let run."""
         from parity.converters.registry import chains
 
-        return [chain for chain in chains(path) if not self.converters or _named(chain, self.converters)]
+        return [chain for chain in chains(path) if self.wants(chain.on_request, _names(chain))]
+
+    def wants(self, on_request: bool, names: set[str]) -> bool:
+        """Whether a converter, or a chain, with any of these names is to run."""
+        return bool({ALL, *names} & set(self.converters)) if self.converters else not on_request
+
+    def absent(self, path: ConversionPath) -> list[Converter]:
+        """The converters along `path` that are to run, and cannot: packages of theirs are missing."""
+        from parity.converters.registry import not_installed
+
+        return [each for each in not_installed(path) if self.wants(each.on_request, {each.name})]
+
+    def on_request(self, path: ConversionPath) -> list[str]:
+        """Names of the chains along `path` that would run if they were asked for."""
+        from parity.converters.registry import chains
+
+        return [chain.name for chain in chains(path) if chain.on_request and not self.wants(True, _names(chain))]
 
 
-def _named(chain: Chain, names: Sequence[str]) -> bool:
-    return bool({chain.name, *(edge.name for edge in chain.converters)} & set(names))
+def _names(chain: Chain) -> set[str]:
+    return {chain.name, *(edge.name for edge in chain.converters)}
 
 
+ALL = "all"
+"""Stands for every converter, in `--parity-converter all`."""
 SETTINGS = pytest.StashKey[Settings]()
 DESELECTED = pytest.StashKey[int]()
 DESELECTED_BY_WORKER = "parity_deselected"
 OPTIONS = {
     "path": ("NAME", "Run only this path (may be repeated), such as torch-casadi."),
-    "converter": ("NAME", "Run only this converter, or chain of converters joined by + (may be repeated)."),
+    "converter": ("NAME", "Run only this converter, or chain joined by + (may be repeated); all: other projects' too."),
     "cases": ("N", "Number of random models per path."),
     "seed": ("N", "Seed that all random models come from. Default: 0."),
     "report": ("DIR", "Folder that the report is written to. Default: reports/<date-time>/."),
@@ -232,7 +250,7 @@ def _parameters(
     ids = case_ids(families, settings.seed, count, way.source)
     chains: list[Any] = settings.chains(way) if "parity_chain" in names else [None]
     if without:
-        chains = [chain for chain in chains if chain is None or not _named(chain, without)]
+        chains = [chain for chain in chains if chain is None or not _names(chain) & set(without)]
     options = [(chain, case) for chain in chains for case in (ids if "parity_case" in names else [None])]
     return [
         pytest.param(*(value for value in (chain, case) if value is not None), id="-".join(
@@ -319,8 +337,6 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     settings = config.stash[SETTINGS]
     if not settings.enabled:
         return []
-    from parity.converters.registry import not_installed
-
     lines = [f"parity: seed {settings.seed}"]
     for path in settings.paths:
         if path.missing():
@@ -332,9 +348,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
             lines += [
                 f"parity: {path.name} by {absent.name} cannot run here: it needs {', '.join(absent.missing())}: "
                 f"{absent.install_command}"
-                for absent in not_installed(path)
-                if not settings.converters or absent.name in settings.converters
+                for absent in settings.absent(path)
             ]
+            if others := settings.on_request(path):
+                lines.append(f"parity: {path.name} on request (--parity-converter NAME, or all): {', '.join(others)}")
     return lines + [f"parity: {notice}" for notice in _broken()]
 
 
@@ -385,7 +402,7 @@ def _require_something_to_run(settings: Settings) -> None:
     names = {name for path in runnable for chain in chains(path)
              for name in (chain.name, *(edge.name for edge in chain.converters))}  # fmt: skip
     absent = {converter.name: converter for path in runnable for converter in not_installed(path)}
-    for name in settings.converters:
+    for name in set(settings.converters) - {ALL}:
         if name in absent:
             needs = f"{', '.join(absent[name].missing())}: {absent[name].install_command}"
             raise pytest.UsageError(f"converter {name} needs {needs}")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -135,4 +135,5 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return ""
+        owners = packages_distributions().get(name, ())  # cv2 comes with opencv-python-headless
+        return version(owners[0]) if owners else ""

@@ -25,8 +25,10 @@ from parity.paths import path as path_named
 from parity.pipeline import Point, examine, identity
 from parity.records import CRASH, TIMEOUT, Record
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-THREADS += ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+THREADS = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+    *("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
+)
 """One thread per framework: their pools disturb one another, and speed ratios with them."""
 ENVIRONMENT = {**dict.fromkeys(THREADS, "1"), "KERAS_BACKEND": "tensorflow"}
 """Keras reads its backend while it is imported; its models are judged on TensorFlow."""

@@ -1,7 +1,6 @@
 """torch→onnx by torch's two exporters, in onnxruntime: the first stage of torch→onnx→caffe."""
 
 import pytest
-
 from parity.suites.deviations import IN_ONNX
 
 

@@ -1,9 +1,9 @@
 """torch→onnx→caffe: the value of every layer and of convolutional networks, in OpenCV."""
 
 import pytest
+from parity.suites.deviations import IN_CAFFE
 
 from parity.cases.cnn import RANDOM, WELL_KNOWN
-from parity.suites.deviations import IN_CAFFE
 
 
 @pytest.mark.parity(path="torch-onnx-caffe", families=("layer",), without="dynamo")

@@ -46,7 +46,15 @@ def registry(monkeypatch: pytest.MonkeyPatch, frameworks: None) -> None:
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, registry: None) -> Callable[..., pytest.RunResult]:
+def one_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torch→casadi were the only path: the plugin's ways are the same for all of them, and this one is fast."""
+    from parity import paths
+
+    monkeypatch.setattr(paths, "PATHS", (paths.path("torch-casadi"),))
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, registry: None, one_path: None) -> Callable[..., pytest.RunResult]:
     """Run pytest in the host repository `pytester.path`, in this process, in the order in which tests are written."""
 
     def run(*arguments: str) -> pytest.RunResult:

@@ -17,28 +17,11 @@ from parity.cases.keras_modules import fill
 from parity.cases.spec import ModelSpec
 from parity.cases.weights import draw_inputs, random_state
 from parity.converters.keras_torch import reference
-from parity.runtimes.keras import FLOAT32_INSIDE, FLOAT32_LEVEL, KerasRuntime, in_precision
+from parity.runtimes.keras import KerasRuntime, in_precision
 
-NO_FLOAT64 = ("MaxPooling3D", "AveragePooling3D")
-"""TensorFlow has no float64 kernel for these on a CPU."""
 TYPES = {"float32": torch.float32, "float64": torch.float64}
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}
 """Of a value, in units of the largest element (at least 1)."""
-
-
-class Walk(Random):
-    """`choice` walks through its options as the number grows, so that few cases meet every option."""
-
-    def __init__(self, seed: str, number: int) -> None:
-        super().__init__(f"{seed}/{number}")
-        self.place, self.number, self.calls = seed, number, 0
-
-    def choice(self, options: Any) -> Any:
-        self.calls += 1
-        block, place = divmod(self.number, len(options))
-        order = list(range(len(options)))
-        Random(f"{self.place}/{self.calls}/{block}").shuffle(order)
-        return options[order[place]]
 
 
 @dataclass(frozen=True)
@@ -55,18 +38,11 @@ class Oracle:
 
     @property
     def tolerance(self) -> float:
-        words = {word for node in self.spec.nodes for word in (node.layer, *map(str, _flat(node.arguments)))}
-        return FLOAT32_LEVEL if self.dtype == "float64" and words & FLOAT32_INSIDE else TOLERANCE[self.dtype]
-
-
-def _flat(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [leaf for item in value.values() for leaf in _flat(item)]
-    return [leaf for item in value for leaf in _flat(item)] if isinstance(value, list) else [value]
+        return TOLERANCE[self.dtype]
 
 
 def layer_spec(name: str, number: int) -> ModelSpec:
-    return generate_layer(Walk(f"{name}-0", number), KERAS, KERAS[name])
+    return generate_layer(Random(f"{name}-0-{number}"), KERAS, KERAS[name], 0, number)
 
 
 def graph_spec(number: int) -> ModelSpec:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import numpy as np
 import pytest
 import torch
 
-from parity.cases.case import Case
-from parity.cases.cnn import FAMILIES
-from parity.converters.caffe_onnx import reference as caffe_to_onnx
-from parity.converters.onnx_caffe import load, reference, save
 from parity.caffe_format.model import fill_blob, parse, parse_binary
 from parity.caffe_format.rules import check
 from parity.caffe_format.schema import DIALECTS, message
+from parity.cases.case import case_from_id
+from parity.converters.caffe_onnx import reference as caffe_to_onnx
+from parity.converters.onnx_caffe import load, reference, save
 from parity.converters.torch_onnx import torchscript
 from parity.errors import ParityError
 from parity.runtimes.caffe import CaffeRuntime
@@ -29,7 +26,7 @@ def normal(*shape):
 
 
 def network(dialect="opencv"):
-    case = Case("resnet-0-0", "resnet", 0, FAMILIES["resnet"](Random("resnet-0-0"), 0))
+    case = case_from_id("resnet-0-0")
     return reference(
         torchscript(case.model(), tuple(torch.from_numpy(array).float() for array in case.inputs())), dialect=dialect
     ), case

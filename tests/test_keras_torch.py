@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 import torch
 from keras import layers
-from keras_oracle import NO_FLOAT64, error, errors, graph_spec, layer_oracle, layer_spec, oracle_of, outputs_of
+from keras_oracle import error, errors, graph_spec, layer_oracle, layer_spec, oracle_of, outputs_of
 
 from parity.cases.keras_backend import keras
 from parity.cases.keras_layers import ACTIVATIONS, KERAS
@@ -26,24 +26,21 @@ from parity.converters.registry import lowers
 from parity.errors import ParityError, Unsupported
 from parity.runtimes.keras import KerasRuntime, in_precision
 
-LAYER_CASES = 4
+LAYER_CASES = 2
 NAMES = [layer.name for layer in KERAS]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_layer(name, dtype):
-    """Value and gradient of every layer of the vocabulary."""
-    if dtype == "float64" and name in NO_FLOAT64:
-        return  # TensorFlow cannot; float32 is tested
+def test_layer(name):
+    """Value and gradient of every layer of the vocabulary; the suite has them in float32, too."""
     for number in range(LAYER_CASES):
-        oracle = layer_oracle(name, number, dtype)
+        oracle = layer_oracle(name, number, "float64")
         value, gradient = errors(oracle)
         assert value <= 1, (number, oracle.spec.nodes[-1].arguments)
         assert gradient <= 1, (number, oracle.spec.nodes[-1].arguments)
 
 
-@pytest.mark.parametrize("number", range(40))
+@pytest.mark.parametrize("number", range(12))
 def test_graph(number):
     oracle = oracle_of(graph_spec(number), f"keras-dag-0-{number}", "float64")
     value, gradient = errors(oracle)
@@ -55,10 +52,9 @@ def test_graph(number):
 def test_activation_functions(name):
     x = np.linspace(-30, 30, 240).reshape(4, 10, 6)
     model = keras.Sequential([layers.Input((10, 6), dtype="float64"), layers.Activation(name, dtype="float64")])
-    expected = np.asarray(model(x))
+    expected = KerasRuntime(model).value((x,)).reshape(4, 10, -1)
     result = reference(model)(torch.from_numpy(x)).numpy()
-    tolerance = 1e-7 if name in ("leaky_relu", "gelu") else 1e-13  # float32 numbers inside TensorFlow
-    assert error(result, expected) <= tolerance
+    assert error(result, expected) <= 1e-13
 
 
 def agree(model, *inputs, tolerance=1e-12, **options):
@@ -313,21 +309,24 @@ def test_export_with_any_batch():
     assert torch.allclose(program.module()(x), module(x), atol=1e-6)
 
 
-@pytest.mark.parametrize("number", range(10))
-def test_emitted_source_runs_alone(number, tmp_path):
-    oracle = oracle_of(graph_spec(number), f"keras-dag-0-{number}", "float32")
-    module = reference(oracle.model).eval()
-    source, _ = emit(module, tmp_path / "model.py")
-    tensors = [torch.tensor(array, dtype=torch.float32) for array in oracle.inputs]
-    torch.save((tensors, module(*tensors)), tmp_path / "case.pt")
+def test_emitted_source_runs_alone(tmp_path):
+    """Ten random models, in a process that has no parity."""
+    for number in range(10):
+        oracle = oracle_of(graph_spec(number), f"keras-dag-0-{number}", "float32")
+        module = reference(oracle.model).eval()
+        source, _ = emit(module, tmp_path / f"model_{number}.py")
+        tensors = [torch.tensor(array, dtype=torch.float32) for array in oracle.inputs]
+        torch.save((tensors, module(*tensors)), tmp_path / f"case_{number}.pt")
+        assert "parity" not in source.read_text()
     script = (
         "import sys; sys.modules['parity'] = None\n"
-        "import torch\nfrom model import load\n"
-        "inputs, expected = torch.load('case.pt')\n"
-        "assert torch.equal(load()(*inputs), expected)\n"
+        "import importlib, torch\n"
+        "for number in range(10):\n"
+        "    inputs, expected = torch.load(f'case_{number}.pt')\n"
+        "    load = importlib.import_module(f'model_{number}').load\n"
+        "    assert torch.equal(load()(*inputs), expected), number\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, timeout=120)
-    assert "parity" not in source.read_text()
 
 
 def test_emitted_source_keeps_frozen_parameters(tmp_path):

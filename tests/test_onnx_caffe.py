@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
-from random import Random
 
 import numpy as np
 import onnx
@@ -13,13 +12,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from parity.cases.case import Case, case_from_id
+from parity.caffe_format.rules import check
+from parity.caffe_format.schema import DIALECTS
+from parity.cases.case import case_from_id
 from parity.cases.cnn import FAMILIES
 from parity.cases.torch_layers import TORCH
 from parity.converters.caffe_onnx import reference as caffe_to_onnx
 from parity.converters.onnx_caffe import reference
-from parity.caffe_format.rules import check
-from parity.caffe_format.schema import DIALECTS
 from parity.converters.torch_onnx import torchscript
 from parity.errors import ParityError, Unsupported
 from parity.runtimes.caffe import CaffeRuntime
@@ -28,8 +27,8 @@ from parity.runtimes.torch import TorchRuntime
 
 REGIMES = ("normal", "zeros", "large")
 EXPORTER_REFUSES = ("AdaptiveAvgPool2d",)
-EXPORTER_ERRS = ("Softplus", "LogSigmoid")
-"""The exporter forgets Softplus' threshold, and writes log(sigmoid(x)): not for Caffe to mend."""
+EXPORTER_ERRS = ("Softplus",)
+"""The exporter forgets Softplus' threshold: not for Caffe to mend."""
 BVLC_REFUSES = {"AttentionBlock": "of two computed matrices, only in dialect opencv"}
 
 
@@ -66,16 +65,16 @@ def test_every_layer_keeps_its_value(layer, batch):
                 inputs = case.inputs(regime, batch)
                 wanted = truth.value(inputs)
                 if not np.isfinite(wanted).all():
-                    continue  # log(sigmoid(−100)): the exporter's doing
+                    continue  # onnxruntime's Softplus overflows in float64
                 for runtime in runtimes:
                     assert error(runtime.value(inputs), wanted) < 3e-6, (case.id, dialect, regime, type(runtime))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "resnet18"])
 def test_random_networks_keep_their_value_in_every_dialect(family):
-    for number in range({"mtcnn": 3, "simple-cnn": 1}.get(family, 6)):
+    for number in range(FAMILIES[family][0] or 2):
         name = f"{family}-0-{number}"
-        case = Case(name, family, 0, FAMILIES[family](Random(name), number))
+        case = case_from_id(name)
         model = case.model()
         for batch in (1, 4):
             proto, inputs = torchscript(model, tensors(case, batch)), case.inputs(batch=batch)

@@ -14,6 +14,7 @@ import parity
 
 SUITE = "parity/suites/test_torch_casadi.py"
 LINEAR, DAG = f"{SUITE}::test_case[reference-Linear-0-0]", f"{SUITE}::test_case[reference-dag-0-0]"
+ONLY = "--parity-path=torch-casadi"
 SHORT = ("--parity-cases=1", "-k", "Linear-0-0 or dag-0-0 or own")
 """Two shipped cases, and whatever test of the host is called own."""
 OWN = """
@@ -137,7 +138,7 @@ def test_a_virtual_environment_inside_the_root(pytester, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(site))
     pytester.makepyfile(test_host=OWN)
     for named in (), (DAG, "test_host.py::test_own"):
-        result = pytester.runpytest_subprocess("--parity", "--co", "-q", "-p", "no:randomly", *SHORT, *named)
+        result = pytester.runpytest_subprocess("--parity", ONLY, "--co", "-q", "-p", "no:randomly", *SHORT, *named)
         assert set(node_ids(result)) == {"test_host.py::test_own", DAG} | ({LINEAR} if not named else set())
 
 
@@ -251,7 +252,7 @@ def test_an_installed_converter_that_cannot_be_imported_is_shown(pytester, tmp_p
     install(tmp_path, "broken_converters", "raise ImportError('two\\nlines')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     line = "converters of entry point 'broken_converters' cannot be loaded: ImportError: two lines"
-    result = pytester.runpytest_subprocess("--parity", "--parity-report=report", "-p", "no:randomly", LINEAR)
+    result = pytester.runpytest_subprocess("--parity", ONLY, "--parity-report=report", "-p", "no:randomly", LINEAR)
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["parity: torch-casadi by reference", f"parity: {line}", "*= parity =*", line])
     assert line.replace("'", "&#39;") in (pytester.path / "report/index.html").read_text(encoding="utf-8")

@@ -82,7 +82,9 @@ def test_rows_are_the_same_from_xdist_and_from_worker_processes(pytester, run_pa
     pytester.makeconftest(CONVERTERS)
     pytester.makepyfile(test_host=OWN)
     run_parity(*SHORT)
-    parallel = pytester.runpytest_subprocess("--parity", "-n2", "--parity-report=parallel", *SHORT)
+    parallel = pytester.runpytest_subprocess(
+        "--parity", "--parity-path=torch-casadi", "-n2", "--parity-report=parallel", *SHORT
+    )
     parallel.assert_outcomes(passed=3, failed=6)
     found = comparable(pytester.path / "parallel")
     assert found == comparable(pytester.path / "report")

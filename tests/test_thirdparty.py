@@ -67,7 +67,8 @@ def test_a_converter_that_is_not_installed_is_named_with_what_installs_it(withou
 def test_a_run_names_the_converters_that_it_goes_without(pytester, without):
     without("l4casadi")
     case = "parity/suites/test_torch_casadi.py::test_case[reference-Linear-0-0]"
-    result = pytester.runpytest_inprocess("--parity", "--parity-report=report", "-p", "no:randomly", case)
+    arguments = ("--parity", "--parity-converter=all", "--parity-report=report", "-p", "no:randomly", case)
+    result = pytester.runpytest_inprocess(*arguments)
     line = "torch-casadi by l4casadi cannot run here: it needs l4casadi: pip install 'setuptools<81'*"
     result.stdout.fnmatch_lines([f"parity: {line}", "*= parity =*", line])
     assert "by l4casadi cannot run here" in (pytester.path / "report/index.html").read_text(encoding="utf-8")

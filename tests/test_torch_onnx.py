@@ -9,6 +9,7 @@ from torch import nn
 
 from parity.cases.case import case_from_id
 from parity.cases.torch_layers import TORCH
+from parity.cases.torch_modules import SpatialAttention
 from parity.converters.torch_onnx import OPSET, dynamo, torchscript
 from parity.errors import ParityError, Unsupported
 from parity.runtimes.onnx import OnnxRuntime, ReferenceRuntime
@@ -79,18 +80,6 @@ def test_a_batch_that_the_export_does_not_divide_is_refused():
         OnnxRuntime(proto).value((np.zeros((3, 3)),))
     proto = torchscript(nn.Linear(3, 2), (torch.zeros(2, 3),), dynamic_batch=True)
     assert OnnxRuntime(proto).value((np.zeros((3, 3)),)).shape == (3, 2)
-
-
-class SpatialAttention(nn.Module):
-    """A gate from the channels' mean and maximum (Woo et al., 2018), as users write it."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
-
-    def forward(self, x):
-        mean, largest = x.mean(dim=1, keepdim=True), x.max(dim=1, keepdim=True).values
-        return x * torch.sigmoid(self.conv(torch.cat([mean, largest], dim=1)))
 
 
 @pytest.mark.parametrize("export", [dynamo, torchscript])

@@ -59,7 +59,8 @@ def case_ids(
     """Ids of the cases of some families (`layer` stands for every layer; None for all families).
 
     `count` sets how many random models there are, spread evenly over the random families among those (`dag`, `vgg`, …),
-    and how many each layer takes that is named by its own name. Raises ParityError for an unknown family. Draws no model, so that listing is quick.
+    and how many each layer takes that is named by its own name. Raises ParityError for an unknown family. Draws no
+    model, so that listing is quick.
     """
     known, layers = families(source), layer_families(source)
     ids = []

@@ -1,6 +1,6 @@
 """Convolutional networks as cases: random ones of the families people convert to Caffe, and a few well-known ones.
 
-Random families draw with `rng.choice` only. Sizes are small: a case is converted, run and differentiated thousands of times.
+Random families draw with `rng.choice` only. Sizes are small: a case is converted and run thousands of times.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def load() -> tuple[np.ndarray, np.ndarray]:
     except ImportError:
         raise MissingPackage("the digits are scikit-learn's: pip install scikit-learn") from None
     images, digits = load_digits(return_X_y=True)
-    return np.float32(images.reshape(-1, 8, 8, 1) / 16), digits
+    return (images.reshape(-1, 8, 8, 1) / 16).astype(np.float32), np.asarray(digits)
 
 
 def train(model: keras.Model, seed: object, epochs: int = 4) -> float:

@@ -37,6 +37,7 @@ def apply(name: str, arguments: dict[str, Any], inputs: Sequence[Any]) -> Any:
 def application(name: str, arguments: Mapping[str, Any], shape: Shape) -> keras.Model:
     """A model of `keras.applications` without pretrained weights; its outputs are logits."""
     build = getattr(keras.applications, name)
+    keras.utils.clear_session(free_memory=False)  # or Keras counts on in the names of some layers: `fill` goes by them
     return build(weights=None, input_shape=shape, classifier_activation=None, **arguments)
 
 

@@ -27,6 +27,9 @@ LIMITS = {"float32": 2.0, "float64": 10.0}
 """The largest score that passes."""
 ELEMENT_ALLOWANCE = 4.0
 """How much further off than the mean the worst of many elements may be."""
+MANY = 256
+"""Elements from which on the worst is expected further off: over a spread estimated from `RUNS` runs, errors have the
+tail of Student's t with as many degrees of freedom, whose largest of n grows as the `RUNS`-th root of n."""
 POOL_FLOOR = 0.1
 """The least share of the pooled yardstick that an element has: four runs can miss an element's spread by luck."""
 DEFAULTS = {"float32": (1.3e-6, 1e-5), "float64": (1e-7, 1e-7)}
@@ -112,7 +115,8 @@ def _score(error: np.ndarray, yardstick: Yardstick) -> float:
     pool = max(_root_mean_square(deviation), smallest)
     mean = _root_mean_square(error) / pool
     worst = float((error / np.maximum(deviation, POOL_FLOOR * pool)).max())
-    return max(mean, worst / ELEMENT_ALLOWANCE) if worst == worst else worst
+    allowance = ELEMENT_ALLOWANCE * max(1.0, error.size / MANY) ** (1 / RUNS)
+    return max(mean, worst / allowance) if worst == worst else worst
 
 
 def _root_mean_square(values: np.ndarray) -> float:

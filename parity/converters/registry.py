@@ -42,6 +42,8 @@ class Converter:
     """Packages it needs besides the two representations' own."""
     repeatable: bool = True
     """Converts whatever model it is given; False for an artifact that the user converted beforehand."""
+    on_request: bool = False
+    """Runs in the suites only where the user names it."""
     install: str = ""
     """What installs `requires`, where a plain `pip install` of these does not."""
 
@@ -81,6 +83,10 @@ class Chain:
     def installed(self) -> bool:
         return all(converter.installed for converter in self.converters)
 
+    @property
+    def on_request(self) -> bool:
+        return any(converter.on_request for converter in self.converters)
+
 
 _CONVERTERS: dict[tuple[str, str, str], Converter] = {}
 _LOWERINGS: dict[tuple[str, Any], Callable[..., Any]] = {}
@@ -95,18 +101,28 @@ def converter(
     name: str | None = None,
     dtypes: Sequence[str] = ("float64",),
     requires: Sequence[str] = (),
+    on_request: bool = False,
     install: str = "",
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a converter from `source` to `target`; its name is the function's own.
 
     `requires` are the packages it needs besides the representations' own, and `install` the command that installs
-    them, where a plain `pip install` does not. Raises ParityError if another function already has that name on that
-    edge.
+    them, where a plain `pip install` does not. With `on_request`, the suites run it only where the user names it.
+    Raises ParityError if another function already has that name on that edge.
     """
 
     def register(function: Function) -> Function:
         label = name or function.__name__
-        new = Converter(source, target, label, function, tuple(dtypes), tuple(requires), install=install)
+        new = Converter(
+            source,
+            target,
+            label,
+            function,
+            tuple(dtypes),
+            tuple(requires),
+            on_request=on_request or function.__module__.startswith("parity.converters.thirdparty."),
+            install=install,
+        )
         old = _CONVERTERS.setdefault((source, target, new.name), new)
         if old is not new and old.function.__qualname__ != function.__qualname__:
             raise ParityError(f"two converters {source}→{target} are named {new.name!r}: rename one with name=")

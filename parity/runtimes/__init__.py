@@ -81,7 +81,7 @@ class SourceRuntime(Runtime, Protocol):
 _RUNTIMES = {
     "torch.nn.modules.module.Module": ("torch", "parity.runtimes.torch", "TorchRuntime"),
     "onnx.onnx_ml_pb2.ModelProto": ("onnx", "parity.runtimes.onnx", "OnnxRuntime"),
-    "parity.caffe_format.model.CaffeModel": ("caffe", "parity.runtimes.caffe", "CaffeRuntime"),
+    "parity.caffe_format.model.CaffeModel": ("caffe", "parity.runtimes.caffe", "runtime"),
     "keras.src.models.model.Model": ("keras", "parity.runtimes.keras", "KerasRuntime"),
     "parity.cases.ocp.OptimalControlProblem": ("ocp", "parity.runtimes.ocp", "OcpRuntime"),
     "parity.runtimes.solution_map.SolutionMap": ("solution-map", "parity.runtimes.solution_map", "SolutionMapRuntime"),

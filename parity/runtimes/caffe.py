@@ -1,9 +1,10 @@
-"""Executes Caffe models by OpenCV's DNN module, from memory."""
+"""Executes Caffe models: by OpenCV's DNN module, from memory, or by upstream Caffe."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -90,3 +91,12 @@ class CaffeRuntime:
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text.split("error: ", 1)[-1][:200]
+
+
+def runtime(model: CaffeModel, dtype: str | None = None) -> Any:
+    """Upstream Caffe for its own dialects, where it can be imported; else OpenCV."""
+    if model.dialect != "opencv" and find_spec("caffe"):
+        from parity.runtimes.pycaffe import PycaffeRuntime
+
+        return PycaffeRuntime(model, dtype)
+    return CaffeRuntime(model, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -98,7 +99,7 @@ class KerasRuntime:
 
     def prefixes(self, inputs: Arrays) -> Iterator[tuple[str, keras.Model]]:
         """The model up to each of its operations, shortest first; a nested model counts as one."""
-        graph = self.model if _functional(self.model) else getattr(self.model, "_functional", None)
+        graph: Any = self.model if _functional(self.model) else getattr(self.model, "_functional", None)
         nodes = graph._nodes_by_depth if graph is not None else {}
         for depth in sorted(nodes, reverse=True):
             for node in nodes[depth]:
@@ -130,7 +131,7 @@ class KerasRuntime:
         return lambda: compiled(*tensors)
 
     def caller_description(self, check: str) -> str:
-        threads = tf.config.threading.get_intra_op_parallelism_threads()
+        threads = tf.config.threading.get_intra_op_parallelism_threads() or os.environ.get("TF_NUM_INTRAOP_THREADS")
         return f"keras tf.function of {check}, {self.dtype}, {threads or 'all'} thread(s)"
 
     def _operators(self) -> AbstractContextManager[None]:
@@ -162,7 +163,8 @@ class KerasRuntime:
 
 def dtype_of(model: keras.Model) -> str:
     """The precision of the model's variables; of its layers if it has none."""
-    dtypes = [str(variable.dtype) for variable in model.variables] + [layer.compute_dtype for layer in _layers(model)]
+    layers = [layer for layer in _layers(model) if not isinstance(layer, keras.layers.InputLayer)]
+    dtypes = [str(variable.dtype) for variable in model.variables] + [layer.compute_dtype for layer in layers]
     return next((dtype for dtype in dtypes if dtype.startswith("float")), "float32")
 
 

@@ -63,6 +63,10 @@ class OnnxRuntime:
             raise Unsupported(f"{type(self).__name__} cannot run the model: {_reason(error)}") from None
         return flatten(outputs, inputs[0].shape[0])
 
+    def example(self, inputs: Arrays) -> Arrays:
+        """The inputs as arrays of the model's precision."""
+        return tuple(np.ascontiguousarray(array, self.dtype) for array in inputs)
+
     def caller(self, check: str, inputs: Arrays, projection: np.ndarray) -> Callable[[], object]:
         feed, run = self._feed(inputs), self.session.run
         return lambda: run(None, feed)

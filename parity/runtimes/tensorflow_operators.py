@@ -37,8 +37,10 @@ EXACT = {
 }
 """Operators that round nothing; those without floating-point results (comparisons, shapes) need no mention."""
 MATRIX_PRODUCTS = ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")
-REDUCTIONS = ("Sum", "Mean", "Prod", "AvgPool", "AvgPoolGrad", "MaxPoolGrad", "Softmax", "LogSoftmax", "AddN", "Cumsum")
-REDUCTIONS += ("L2Loss", "EuclideanNorm", "FusedBatchNormV3", "UnsortedSegmentSum")
+REDUCTIONS = (
+    *("Sum", "Mean", "Prod", "AvgPool", "AvgPoolGrad", "MaxPoolGrad", "Softmax", "LogSoftmax", "AddN", "Cumsum"),
+    *("L2Loss", "EuclideanNorm", "FusedBatchNormV3", "UnsortedSegmentSum"),
+)
 
 Execute = Callable[..., Any]
 Rounded = Callable[[np.ndarray], np.ndarray]

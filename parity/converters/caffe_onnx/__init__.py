@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @converter("caffe", "onnx", name="reference", dtypes=("float32",))
 def reference(model: CaffeModel, example: tuple[Any, ...] = ()) -> onnx.ModelProto:
-    """Express a Caffe model (`parity.converters.onnx_caffe.load`) as an ONNX model of opset 18, in float32.
+    """Express a Caffe model (`parity.converters.onnx_caffe.load`) as an ONNX model of opset 17, in float32.
 
     Shapes are those that the files declare; `example` is not looked at. Inputs and outputs keep their blobs' names.
     Raises Unsupported, in one line, for a layer that is not known, and ParityError for a net that breaks Caffe's rules.

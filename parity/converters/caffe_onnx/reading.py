@@ -13,7 +13,8 @@ from parity.caffe_format.model import CaffeModel, blob_array
 from parity.caffe_format.rules import check, geometry, pair
 from parity.errors import Unsupported
 
-OPSET = 20
+OPSET = 17
+"""Old enough for most readers; what came later is composed."""
 Shape = tuple[int, ...]
 
 
@@ -83,12 +84,17 @@ PLAIN = {"AbsVal": "Abs", "BNLL": "Softplus", "Sigmoid": "Sigmoid", "TanH": "Tan
 PLAIN |= {
     name: name for name in ("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Floor")
 }
-PLAIN |= {name: name for name in ("HardSwish", "Mish", "Round", "Sign", "Sin", "Sinh", "Softsign", "Tan", "MatMul")}
+PLAIN |= {name: name for name in ("HardSwish", "Round", "Sign", "Sin", "Sinh", "Softsign", "Tan", "MatMul")}
 
 
 @reads(*PLAIN)
 def plain(g: Graph, layer: Any, bottoms: list[str]) -> str:
     return g.node(PLAIN[layer.type], bottoms)
+
+
+@reads("Mish")
+def mish(g: Graph, layer: Any, bottoms: list[str]) -> str:
+    return g.node("Mul", [*bottoms, g.node("Tanh", [g.node("Softplus", bottoms)])])
 
 
 @reads("Input")
@@ -241,7 +247,7 @@ def inner_product(g: Graph, layer: Any, bottoms: list[str]) -> str:
     axis = p.axis % len(shape)
     x = bottoms[0]
     if axis != len(shape) - 1:
-        x = g.node("Reshape", [x, g.constant([*shape[:axis], -1], np.int64)])
+        x = g.node("Reshape", [x, g.constant([*(0,) * axis, -1], np.int64)])
     matrix = blob_array(layer.blobs[0])
     y = g.node("MatMul", [x, g.constant(matrix if p.transpose else matrix.T)])
     return g.node("Add", [y, g.constant(blob_array(layer.blobs[1]))]) if p.bias_term else y
@@ -276,7 +282,13 @@ def slice_(g: Graph, layer: Any, bottoms: list[str]) -> list[str]:
 
 @reads("Reshape", "Flatten")
 def reshape(g: Graph, layer: Any, bottoms: list[str]) -> str:
-    return g.node("Reshape", [*bottoms, g.constant(g.shapes[layer.top[0]], np.int64)])
+    """The sizes as the layer gives them, 0 for a copied one and −1 for the rest: so any batch can flow through."""
+    p, rank = layer.reshape_param, len(g.shapes[layer.top[0]])
+    whole = layer.type == "Reshape" and p.axis == 0 and p.num_axes == -1 and rank
+    sizes = list(p.shape.dim) if whole else [*([0] if rank else []), *g.shapes[layer.top[0]][1:]]
+    if not whole and g.shapes[layer.top[0]][:1] != g.shapes[layer.bottom[0]][:1]:
+        sizes = list(g.shapes[layer.top[0]])
+    return g.node("Reshape", [*bottoms, g.constant(sizes, np.int64)])
 
 
 @reads("Permute")
@@ -313,7 +325,9 @@ def scale(g: Graph, layer: Any, bottoms: list[str]) -> str:
     weights = [blob_array(blob) for blob in layer.blobs]
     if len(bottoms) == 2:
         small = g.shapes[layer.bottom[1]]
-        target = (*small, *(1,) * (len(shape) - axis - len(small)))
+        target = [*small, *(1,) * (len(shape) - axis - len(small))]
+        if axis == 0 and small:
+            target[0] = 0  # the batch
         y = g.node(operator, [bottoms[0], g.node("Reshape", [bottoms[1], g.constant(target, np.int64)])])
     else:
         y = g.node(operator, [bottoms[0], g.constant(_aligned(weights.pop(0), axis, len(shape)))])
@@ -351,11 +365,11 @@ def lrn(g: Graph, layer: Any, bottoms: list[str]) -> str:
 def mvn(g: Graph, layer: Any, bottoms: list[str]) -> str:
     """(x − mean)/(√variance + ε) upstream, (x − mean)/√(variance + ε) in OpenCV."""
     p, rank = layer.mvn_param, len(g.shapes[layer.bottom[0]])
-    axes = g.constant(range(1 if p.across_channels else 2, rank), np.int64)
-    centred = g.node("Sub", [bottoms[0], g.node("ReduceMean", [bottoms[0], axes])])
+    axes = list(range(1 if p.across_channels else 2, rank))
+    centred = g.node("Sub", [bottoms[0], g.node("ReduceMean", bottoms, axes=axes)])
     if not p.normalize_variance:
         return centred
-    variance = g.node("ReduceMean", [g.node("Mul", [centred, centred]), axes])
+    variance = g.node("ReduceMean", [g.node("Mul", [centred, centred])], axes=axes)
     if g.dialect == "opencv":
         return g.node("Div", [centred, g.node("Sqrt", [_linear(g, variance, 1, p.eps)])])
     return g.node("Div", [centred, _linear(g, g.node("Sqrt", [variance]), 1, p.eps)])
@@ -365,5 +379,7 @@ def mvn(g: Graph, layer: Any, bottoms: list[str]) -> str:
 def reduction(g: Graph, layer: Any, bottoms: list[str]) -> str:
     p, rank = layer.reduction_param, len(g.shapes[layer.bottom[0]])
     operator = {1: "ReduceSum", 2: "ReduceL1", 3: "ReduceSumSquare", 4: "ReduceMean"}[p.operation]
-    axes = g.constant(range(p.axis % rank, rank), np.int64)
-    return _linear(g, g.node(operator, [bottoms[0], axes], keepdims=0), p.coeff, 0)
+    axes = list(range(p.axis % rank, rank))
+    if p.operation == 1:  # an input since opset 13, the others' since 18
+        return _linear(g, g.node(operator, [bottoms[0], g.constant(axes, np.int64)], keepdims=0), p.coeff, 0)
+    return _linear(g, g.node(operator, bottoms, axes=axes, keepdims=0), p.coeff, 0)

@@ -121,7 +121,8 @@ class GroupNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # torch.group_norm and not F.group_norm, which refuses groups of one element.
         groups = self.groups if self.groups > 0 else x.shape[self.axis]
-        moved = x.movedim(self.axis, 1)
+        # contiguous(): in torch 2.13, the backward pass ends the process for a channels_last input without gradient.
+        moved = x.movedim(self.axis, 1).contiguous()
         return torch.group_norm(moved, groups, self.weight, self.bias, self.eps).movedim(1, self.axis)
 
     def extra_repr(self) -> str:

@@ -295,11 +295,19 @@ def affine(w: Writer, x: Blob, axis: int, weights: np.ndarray, bias: np.ndarray 
     return w.add("Scale", [x], x.shape, [weights] if bias is None else [weights, bias], scale_param=fields)
 
 
+def _block_of_any_batch(shape: Shape, whole: Shape) -> tuple[int, int] | None:
+    """`block`, but an operand that has the batch axis keeps it: so that a net of batch 1 is right for others too."""
+    found = block(shape, whole)
+    if found is None or len(shape) < len(whole) or found[0] == 0:
+        return found
+    return (0, found[1]) if shape[: found[0]] == whole[: found[0]] else None
+
+
 def multiply(w: Writer, first: Blob, second: Blob) -> Blob:
     """The product with broadcasting: a Scale with two bottoms where one is a block of the other, as in a gate."""
     shape = np.broadcast_shapes(first.shape, second.shape)
     for large, small in ((first, second), (second, first)):
-        found = block(small.shape, large.shape) if large.shape == shape != small.shape else None
+        found = _block_of_any_batch(small.shape, large.shape) if large.shape == shape != small.shape else None
         if found and found[1] - found[0] >= (2 if w.has("opencv") else 1):
             reduced = reshape(w, small, shape[found[0] : found[1]])
             return w.add("Scale", [large, reduced], shape, scale_param={"axis": found[0]})

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from parity.converters.onnx_caffe.fusing import fold_batch_norm, stable_log_sigmoid
-from parity.converters.onnx_caffe.graph import Graph, Node, Shape, prepare, read
 from parity.caffe_format.model import CaffeModel
 from parity.caffe_format.schema import check_dialect
+from parity.converters.onnx_caffe.fusing import fold_batch_norm, stable_log_sigmoid
+from parity.converters.onnx_caffe.graph import Graph, Node, Shape, prepare, read
 from parity.converters.onnx_caffe.writer import Blob, Writer
 from parity.converters.registry import find_lowering
 from parity.errors import ParityError, Unsupported

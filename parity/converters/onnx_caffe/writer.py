@@ -42,8 +42,8 @@ class Writer:
         self.stem = "layer"
         """What the next layers are named after: the output of the ONNX node being lowered."""
         self._names: set[str] = set()
-        self._curved: dict[str, Blob] = {}
-        """OpenCV: results of Power layers whose exponent is not 1, as long as one reader at most is known."""
+        self._fragile: dict[str, Blob] = {}
+        """OpenCV: results that it would merge wrongly with a linear layer behind, if that is the only reader."""
 
     def input(self, name: str, shape: Shape) -> Blob:
         """Declare an input of the net."""
@@ -82,18 +82,19 @@ class Writer:
             parameter = getattr(layer, name)
             parameter.SetInParent()
             _set(parameter, fields)
-        if self.has("opencv") and layer.power_param.power != 1:
-            self._curved[tops[0].name] = tops[0]
+        grouped = kind == "Deconvolution" and layer.convolution_param.group > 1
+        if self.has("opencv") and (grouped or layer.power_param.power != 1):
+            self._fragile[tops[0].name] = tops[0]
         return tops
 
     def _keep_apart(self, kind: str, bottoms: Sequence[Blob]) -> None:
         """OpenCV merges (c·x)^p and a linear layer behind it, as its only reader, into (c^p·a·x)^p: wrong unless p = 1.
 
-        A second reader keeps the two layers apart.
+        And it scales the weights of a Deconvolution with groups in the wrong order. A second reader keeps them apart.
         """
         for bottom in bottoms:
-            if kind in ("Power", "Scale", "BatchNorm") and bottom.name in self._curved:
-                self.silence([self._curved.pop(bottom.name)])
+            if kind in ("Power", "Scale", "BatchNorm") and bottom.name in self._fragile:
+                self.silence([self._fragile.pop(bottom.name)])
 
     def silence(self, blobs: Sequence[Blob]) -> None:
         """Read tops that nothing else reads, so that they are no outputs of the net."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parity.converters.registry import converter
 from parity.converters.thirdparty.columns import in_columns
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     import torch
 
 _NUMBERS = count(1)
+_ATTEMPTS: tuple[tuple[str, dict[str, bool]], ...] = (
+    ("hessian", {}),
+    ("jacobian", {"generate_jac_adj1": False}),
+    ("value", {"generate_jac_adj1": False, "generate_adj1": False, "generate_jac": False}),
+)
+"""With fewer and fewer derivatives, and what is lost where the attempt fails."""
 
 
 @converter(
@@ -31,17 +37,29 @@ def l4casadi(model: torch.nn.Module, example: tuple[torch.Tensor, ...], *, name:
 
     It computes in float32, whatever CasADi's numbers are. It takes one matrix: several inputs are joined to one
     column before and split inside, as its documentation advises. Every library has a name of its own, and its
-    files stay until the process ends. Raises what l4casadi and gcc raise.
+    files stay until the process ends. Where the trace of a derivative raises the model comes without that derivative,
+    and the reason in its attribute `refusals`. Raises what l4casadi and gcc raise.
     """
     import casadi
     from l4casadi import L4CasADi
 
     columns = in_columns(copy.deepcopy(model), example, joined=True)  # l4casadi changes the model it is given
     symbols = [casadi.MX.sym(f"x{index}", tensor.numel()) for index, tensor in enumerate(example)]
+    refusals: dict[str, Exception] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        library = L4CasADi(columns, device="cpu", name=f"{name}_{next(_NUMBERS)}", build_dir=str(fresh_folder()))
-        output = library(casadi.vertcat(*symbols))
+        for check, options in _ATTEMPTS:
+            try:
+                label = f"{name}_{next(_NUMBERS)}"
+                library = L4CasADi(columns, device="cpu", name=label, build_dir=str(fresh_folder()), **options)
+                output = library(casadi.vertcat(*symbols))
+                break
+            except Exception as error:
+                refusals[check] = error
+        else:
+            raise refusals["value"]
     # Inlined, as its documentation differentiates: the Hessian of a call to a wrapping function asks for a block
     # (jac_adj_i0_adj_o0) that l4casadi does not provide.
-    return casadi.Function(name, symbols, [output], {"always_inline": True})
+    function: Any = casadi.Function(name, symbols, [output], {"always_inline": True})
+    function.refusals = refusals
+    return function

@@ -45,7 +45,7 @@ def scaled_dot_product_attention(
     if dropout_p > 0:
         raise Unsupported("dropout_p > 0 drops elements at random")
     if enable_gqa:
-        times = query.shape[-3] // key.shape[-3]
+        times = Tensor.of(query).shape[-3] // Tensor.of(key).shape[-3]
         key, value = (repeat_interleave(Tensor.of(x), times, -3) for x in (key, value))
     scores = _scores(Tensor.of(query), Tensor.of(key), scale)
     if is_causal:

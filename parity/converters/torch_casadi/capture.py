@@ -43,7 +43,7 @@ class _Tracer(torch.fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
-        if hasattr(m, "parametrizations"):
+        if hasattr(m, "parametrizations") or type(m).__module__.startswith("torch.nn.utils"):
             return False  # its weights are computed on access, which tracing records
         return find_lowering(type(m), "casadi") is not None or super().is_leaf_module(m, module_qualified_name)
 
@@ -109,14 +109,13 @@ def _first_line(error: Exception) -> str:
 @contextmanager
 def no_random_numbers(model_name: str) -> Iterator[None]:
     """Raise Unsupported if random numbers are drawn: they would be constants of the function."""
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         yield
-        after = torch.get_rng_state(), random.getstate(), np.random.get_state()
-        drawn = not torch.equal(before[0], after[0]) or before[1] != after[1]
-        if drawn or before[2][2] != after[2][2] or not np.array_equal(before[2][1], after[2][1]):
+        drawn = not torch.equal(torch_state, torch.get_rng_state()) or python_state != random.getstate()
+        if drawn or repr(numpy_state) != repr(np.random.get_state()):
             raise Unsupported(f"{model_name}.forward draws random numbers: a function has none")
     finally:
-        torch.set_rng_state(before[0])
-        random.setstate(before[1])
-        np.random.set_state(before[2])
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

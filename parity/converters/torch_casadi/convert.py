@@ -15,11 +15,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 from parity.converters.torch_casadi.capture import LOWER_WHOLE, Arguments, no_random_numbers, trace
-from parity.converters.torch_casadi.compiled import compile_function
+from parity.converters.torch_casadi.compiled import Sources, compile_function
 from parity.converters.torch_casadi.derivatives import (
     Expressions,
     NotDifferentiated,
     derivatives,
+    single_derivatives,
     with_derivatives,
 )
 from parity.converters.torch_casadi.exported import run_exported
@@ -81,19 +82,15 @@ def _names(option: str, given: Names, usual: Sequence[str]) -> Sequence[str]:
 
 
 def _compiled(expressions: Expressions, weights: str, folder: Path | None) -> casadi.Function:
-    plain = expressions.function()
     try:
         if weights == "parameter":
             raise NotDifferentiated("by thousands of weights")
         made = derivatives(expressions, fewest=1)
-        functions = [*made.first.values(), *made.second.values()]
-        functions += [made.gradient.function()] if made.gradient else []
     except NotDifferentiated:
-        functions = []
-    known = {function.name() for function in functions}
-    gradient = plain.reverse(1)
-    usual = (plain.forward(1), gradient, gradient.forward(1))
-    return compile_function(plain, [*functions, *(f for f in usual if f.name() not in known)], folder)
+        made = single_derivatives(expressions)
+    gradient = made.gradient or single_derivatives(expressions).gradient
+    assert gradient is not None
+    return compile_function(Sources(expressions, made.first, gradient, made.second), folder)
 
 
 # --- expressions ------------------------------------------------------------------------------------------------------

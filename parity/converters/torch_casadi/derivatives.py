@@ -247,6 +247,20 @@ def derivatives(expressions: Expressions, fewest: int) -> Derivatives:
     return Derivatives(first, gradient, {derivative.name: derivative.function() for derivative in made})
 
 
+def single_derivatives(expressions: Expressions) -> Derivatives:
+    """CasADi's own functions for one direction, of which it makes all others where it must."""
+    function = expressions.function()
+    reverse = function.reverse(1)
+    gradient = Expressions(reverse.name(), *_called(reverse))
+    forward, second = function.forward(1), gradient.function().forward(1)
+    return Derivatives({forward.name(): forward}, gradient, {second.name(): second})
+
+
+def _called(function: casadi.Function) -> tuple[Any, Any, Any, Any]:
+    inputs = [casadi.MX.sym(function.name_in(n), function.sparsity_in(n)) for n in range(function.n_in())]
+    return inputs, function.name_in(), function.call(inputs, True, False), function.name_out()
+
+
 def _counts(columns: Sequence[casadi.MX]) -> set[int]:
     """How many directions CasADi asks for at once: as many as one column has, or all, in blocks."""
     totals = {*(column.numel() for column in columns), sum(column.numel() for column in columns)}

@@ -1,6 +1,6 @@
 """Lowers what `torch.export` captured: operations of torch's own library, `aten`.
 
-Most are named, and called, as the torch functions that users call, and so have a lowering already. What differs is here.
+Most are named, and called, as the torch functions that users call, and so have a lowering already; here is the rest.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch.export.graph_signature import InputKind, OutputKind
 
 from parity.converters.registry import find_lowering, lowers
-from parity.converters.torch_casadi import normalization, pooling, recurrent, shape
-from parity.converters.torch_casadi.arithmetic import Extreme, Indices
+from parity.converters.torch_casadi import convolution, normalization, pooling, recurrent, shape
+from parity.converters.torch_casadi.arithmetic import Extreme, Indices, vector_norm
 from parity.converters.torch_casadi.capture import Arguments, export
 from parity.converters.torch_casadi.lowering import Lowering, has_tensor
 from parity.converters.torch_casadi.parameters import open_parameters, symbol_of
@@ -29,6 +29,7 @@ IGNORED = frozenset((
     "cudnn_enabled", "sparse_grad", "path", "half_to_float", "generator"
 ))  # fmt: skip
 """Arguments that do not change the numbers."""
+USUAL_NAMES = {"log_sigmoid": "logsigmoid"}
 
 
 def run_exported(
@@ -48,6 +49,9 @@ def run_exported(
     for output in signature.output_specs:
         if output.kind != OutputKind.USER_OUTPUT:
             raise Unsupported(f"{type(model).__name__}.forward writes to {output.target}: a function keeps no state")
+    for node in list(program.graph.nodes):
+        if "_assert" in str(node.target):
+            program.graph.erase_node(node)  # torch.export notes what it took for granted: shapes and types
     return _ExportedLowering(program.graph_module, program.graph).run(*values, enable_io_processing=False), parameters
 
 
@@ -68,6 +72,7 @@ def _find(name: str) -> Callable[..., Any] | None:
     name = name.removesuffix("_") if not name.startswith("__") else name
     if own := find_lowering(f"aten.{name}", "casadi"):
         return own
+    name = USUAL_NAMES.get(name, name)
     functions = (getattr(place, name, None) for place in PLACES)
     found = (find_lowering(function, "casadi") for function in functions if function is not None)
     return next((lowering for lowering in found if lowering), None) or find_lowering(name, "casadi")
@@ -148,10 +153,15 @@ def _written(x: Tensor, places: np.ndarray, values: Operand) -> Tensor:
 
 @lowers("aten.copy", to="casadi")
 def copy(input: Operand, src: Operand) -> Tensor:
-    return Tensor.of(src).expand(*np.shape(input) if isinstance(input, np.ndarray) else input.shape)
+    return Tensor.of(src).expand(*Tensor.of(input).shape)
 
 
 lowers("aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", to="casadi")(lambda input: input)
+lowers("aten.unfold", to="casadi")(shape.windows_along)
+lowers("aten.im2col", to="casadi")(convolution.unfold)
+lowers("aten._unsafe_view", to="casadi")(lambda input, size: input.reshape(*size))
+lowers("aten.sym_size", to="casadi")(lambda input, dim: input.shape[dim])
+lowers("aten.linalg_vector_norm", to="casadi")(vector_norm)
 lowers("aten.fill", to="casadi")(lambda input, value: copy(input, value))
 
 
@@ -166,6 +176,13 @@ def batch_norm(
     eps: float,
 ) -> Tensor:  # fmt: skip
     return normalization.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+@lowers("aten._native_batch_norm_legit_no_training", to="casadi")
+def batch_norm_of_running_statistics(
+    input: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, eps: float
+) -> tuple[Tensor, None, None]:
+    return normalization.batch_norm(input, running_mean, running_var, weight, bias, eps=eps), None, None
 
 
 @lowers("aten.instance_norm", to="casadi")
@@ -226,7 +243,8 @@ def _recurrent(kind: Callable[..., Any], gates: int, **fixed: Any) -> Callable[.
     ) -> tuple[Tensor, ...]:  # fmt: skip
         if train and dropout > 0:
             raise Unsupported("it drops elements at random: call model.eval() before converting")
-        layer = kind(1, 1, num_layers, has_biases, batch_first, bidirectional=bidirectional, device="meta", **fixed)
+        options = {"bias": has_biases, "batch_first": batch_first, "bidirectional": bidirectional, **fixed}
+        layer = kind(1, 1, num_layers=num_layers, device="meta", **options)
         layer.hidden_size = params[0].shape[0] // gates
         projected = params[1].shape[1] != layer.hidden_size
         layer.proj_size = params[1].shape[1] if projected else 0

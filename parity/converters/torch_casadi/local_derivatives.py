@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import casadi
@@ -114,7 +115,9 @@ def _elementwise(node: casadi.MX) -> Iterator[tuple[int, Local]]:
 def _partials(operator: int, sizes: tuple[int, ...]) -> tuple[casadi.Function, list[float | None]]:
     """The derivative of the elementwise operator by each operand, and its number where that is a constant."""
     symbols = [casadi.MX.sym(f"x{place}", size) for place, size in enumerate(sizes)]
-    result = casadi.MX.unary(operator, *symbols) if len(sizes) == 1 else casadi.MX.binary(operator, *symbols)
+    result = (
+        casadi.MX.unary(operator, symbols[0]) if len(sizes) == 1 else casadi.MX.binary(operator, symbols[0], symbols[1])
+    )
     partials = [
         casadi.densify(casadi.jtimes(result, symbol, casadi.MX(casadi.DM.ones(symbol.shape)))) for symbol in symbols
     ]
@@ -161,7 +164,7 @@ def _selection(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) ->
     """The matrix of ones there."""
     if shape[0] == shape[1] == len(rows) and np.array_equal(rows, columns):
         return None
-    return casadi.MX(casadi.DM(casadi.Sparsity.triplet(*shape, rows.tolist(), columns.tolist()), 1.0))
+    return casadi.MX(casadi.DM.ones(casadi.Sparsity.triplet(*shape, rows.tolist(), columns.tolist())))
 
 
 def _cut(node: casadi.MX, x: casadi.DM) -> list[casadi.DM]:
@@ -169,10 +172,10 @@ def _cut(node: casadi.MX, x: casadi.DM) -> list[casadi.DM]:
     return [casadi.DM(part) for part in np.split(np.asarray(x.nonzeros()), node.info()["offset"][1:-1])]
 
 
-MOVEMENTS: dict[int, Callable[..., list[casadi.DM]]] = {
+MOVEMENTS: dict[int, Callable[..., list[Any]]] = {
     casadi.OP_TRANSPOSE: lambda node, x: [x.T],
-    casadi.OP_PROJECT: lambda node, x: [casadi.project(x, node.sparsity())],
-    casadi.OP_HORZREPMAT: lambda node, x: [casadi.repmat(x, 1, node.shape[1] // x.shape[1])],
+    casadi.OP_PROJECT: lambda node, x: [casadi.DM(casadi.project(x, node.sparsity()))],
+    casadi.OP_HORZREPMAT: lambda node, x: [casadi.DM(casadi.repmat(x, 1, node.shape[1] // x.shape[1]))],
     casadi.OP_HORZCAT: lambda node, *parts: [casadi.horzcat(*parts)],
     casadi.OP_VERTCAT: lambda node, *parts: [casadi.vertcat(*parts)],
     casadi.OP_DIAGCAT: lambda node, *parts: [casadi.diagcat(*parts)],
@@ -186,12 +189,12 @@ def _movement(node: casadi.MX, operands: list[casadi.MX], move: Callable[..., li
     ends = np.cumsum([0, *(operand.nnz() for operand in operands)])
     numbered = [
         casadi.DM(operand.sparsity(), list(range(start + 1, end + 1)))
-        for operand, start, end in zip(operands, ends, ends[1:], strict=False)
+        for operand, start, end in zip(operands, ends[:-1], ends[1:], strict=True)
     ]
     jacobians: Jacobians = {}
     for result, moved in enumerate(move(node, *numbered)):
         numbers = np.asarray(moved.nonzeros()).astype(int)
-        for place, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
+        for place, (start, end) in enumerate(pairwise(ends)):
             rows = np.flatnonzero((numbers > start) & (numbers <= end))
             if rows.size:
                 jacobians[result, place] = _selection(rows, numbers[rows] - start - 1, (numbers.size, end - start))
@@ -223,8 +226,7 @@ def _product_rule(node: casadi.MX, place: int) -> Local:
 
 
 def _for_each_column(directions: casadi.MX, matrix: casadi.MX, columns: int) -> casadi.MX:
-    """Each of that many equal parts, side by side, times the matrix: one product of the parts stacked."""
+    """Each of that many equal parts, side by side, times the matrix."""
     if columns == 1:
         return multiply(directions, matrix)
-    parts = casadi.horzsplit(directions, matrix.shape[0])
-    return casadi.horzcat(*casadi.vertsplit(multiply(casadi.vertcat(*parts), matrix), directions.shape[0]))
+    return casadi.horzcat(*(multiply(part, matrix) for part in casadi.horzsplit(directions, matrix.size1())))

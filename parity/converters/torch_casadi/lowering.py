@@ -34,9 +34,13 @@ from parity.errors import Unsupported
 NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 SIZES = frozenset(("dims", "shape", "size", "sizes"))
 """Arguments that lowerings take as `*sizes`."""
+READ_WEIGHTS = (
+    "with weights='parameter' they are symbols, which a lowering reads with "
+    "parity.converters.torch_casadi.parameters.weights"
+)
 RANDOM = frozenset((
     "rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson", "rand_like",
-    "randn_like", "randint_like", "uniform", "exponential", "gumbel_softmax", "rrelu"
+    "randn_like", "randint_like", "uniform", "exponential", "gumbel_softmax", "rrelu", "native_dropout"
 ))  # fmt: skip
 
 
@@ -114,6 +118,10 @@ class Lowering(torch.fx.Interpreter):
             return _double(lowering(*args, **kwargs))
         except Unsupported as error:
             raise Unsupported(f"{called}: {error}") from error
+        except (TypeError, NotImplementedError) as error:
+            if "meta" not in str(error):
+                raise
+            raise Unsupported(f"{called} reads its weights as numbers: {READ_WEIGHTS}") from error
 
 
 def _no_lowering(called: str, operator_name: str) -> str:
@@ -140,6 +148,8 @@ def array_of(leaf: Any) -> Any:
     """A constant tensor as an array, for lowerings; everything else as it is."""
     if not isinstance(leaf, torch.Tensor):
         return leaf
+    if leaf.is_meta:
+        raise Unsupported(f"a layer without inputs computes with its weights: {READ_WEIGHTS}")
     return (leaf.double() if leaf.is_floating_point() else leaf).detach().cpu().numpy()
 
 
@@ -169,6 +179,8 @@ def _expression(node: torch.fx.Node) -> str:
 def _depends_on_training(layer: torch.nn.Module) -> bool:
     if isinstance(layer, torch.nn.modules.instancenorm._InstanceNorm):
         return layer.track_running_stats
-    kinds = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd, torch.nn.RReLU)
+    if isinstance(layer, torch.nn.modules.dropout._DropoutNd):
+        return layer.p > 0
+    kinds = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.RReLU)
     rates = [getattr(part, name, 0) for part in layer.modules() for name in ("dropout", "dropout_p")]
     return isinstance(layer, kinds) or any(isinstance(rate, float) and rate > 0 for rate in rates)

@@ -31,9 +31,9 @@ def open_parameters(model: torch.nn.Module, name: str) -> casadi.MX:
         empty.symbol = Tensor(vector[start:end], tuple(parameter.shape))  # type: ignore[attr-defined]
         opened[id(parameter)], start = empty, end
     for module in model.modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[key] = opened[id(parameter)]
+        for key, own in module._parameters.items():
+            if own is not None:
+                module._parameters[key] = opened[id(own)]
     return vector
 
 

@@ -1,8 +1,8 @@
 """Matrix products of CasADi expressions, by BLAS where that pays.
 
-CasADi's own product of dense matrices is three plain loops. From 3.8 on a product may name a BLAS plugin instead, which
-is many times faster for large matrices (256×256 times 256×8: 73 µs against 1175 µs) and slower for tiny ones. Derivatives
-that CasADi makes itself forget the name; those of `parity.converters.torch_casadi.derivatives` keep it.
+CasADi's own product of dense matrices is three plain loops. From 3.8 on a product may name a BLAS plugin instead,
+which is many times faster for large matrices (256×256 times 256×8: 73 µs against 1175 µs) and slower for tiny ones.
+Derivatives that CasADi makes itself forget the name; those of `parity.converters.torch_casadi.derivatives` keep it.
 """
 
 from __future__ import annotations
