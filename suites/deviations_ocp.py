@@ -9,7 +9,7 @@ CURVED = ("pendulum", "vanderpol", "chain", "quadrotor", "learned", "scaling")
 
 
 def _engine(reason, *names, certain=lambda case: False):
-    return Deviation(reason, layers=("",), stages=STAGES, converters=names, certain=certain)
+    return Deviation(reason, layers=(), stages=STAGES, converters=names, certain=certain)
 
 
 KNOWN_WRONG = (
