@@ -40,7 +40,6 @@ CHECKS = {
     "training": check_training,
     "optimum": check_optimum,
     "sensitivity": check_sensitivity,
-    **STEP_CHECKS,
 }
 
 
@@ -205,7 +204,7 @@ class _Examination:
         return columns
 
     def _find(self, point: Point, reference: Any, target: Any, inputs: Arrays) -> Finding:
-        return CHECKS[point.check](reference, target, inputs, self.base.dtype)
+        return {**CHECKS, **STEP_CHECKS}[point.check](reference, target, inputs, self.base.dtype)
 
     def _overflows(self, inputs: Arrays) -> bool:
         """Whether the source, in this precision, gives infinities or NaN where it does not in float64."""
