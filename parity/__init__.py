@@ -12,18 +12,21 @@ if TYPE_CHECKING:
     from parity.api import assert_parity, check, convert
     from parity.converters.registry import converter, lowers
     from parity.errors import MissingPackage, ParityError, Unsupported
+    from parity.ocp_layer import OcpLayer
     from parity.records import Record, load
 
 _WHERE = {
     "parity.api": ("assert_parity", "check", "convert"),
     "parity.converters.registry": ("converter", "lowers"),
     "parity.errors": ("MissingPackage", "ParityError", "Unsupported"),
+    "parity.ocp_layer": ("OcpLayer",),
     "parity.records": ("Record", "load"),
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "MissingPackage",
+    "OcpLayer",
     "ParityError",
     "Record",
     "Unsupported",

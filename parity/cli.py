@@ -88,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", metavar="RUN", type=Path)
     report.set_defaults(command=_report)
 
+    setup = commands.add_parser("setup", help="install what pip cannot install beside the rest")
+    setup.add_argument("what", choices=("acados",), help="the registry's acados, kept apart from your CasADi")
+    setup.set_defaults(command=_setup)
+
     merge = commands.add_parser("merge", help="join the records of several runs into one report")
     merge.add_argument("folder", metavar="DIR", type=Path, help="the new report folder")
     merge.add_argument("runs", metavar="RUN", type=Path, nargs="+")
@@ -239,6 +243,15 @@ def _report(options: argparse.Namespace) -> int:
         print(report.write(options.folder))
     except OSError as error:
         raise ParityError(f"cannot write the report to {options.folder}: {error.strerror}") from error
+    return 0
+
+
+def _setup(options: argparse.Namespace) -> int:
+    from parity.converters.ocp_sensitivity import acados_installation
+
+    folder = acados_installation.install()
+    print(f"acados {acados_installation.version(folder)} is in {folder}")
+    acados_installation.find()
     return 0
 
 

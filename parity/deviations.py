@@ -22,7 +22,7 @@ class Deviation:
 
     reason: str
     layers: tuple[str, ...]
-    """Names of the vocabulary."""
+    """Names of the vocabulary; empty for any."""
     stages: tuple[str, ...]
     """Such as `torch→onnx`."""
     converters: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Deviation:
         blamed = {record.blame_layer.rpartition("_")[0]} if record.blame_layer else {*record.layers.lower().split(">")}
         return (
             record.verdict == FAIL
-            and bool(blamed & {name.lower() for name in self.layers})
+            and (not self.layers or bool(blamed & {name.lower() for name in self.layers}))
             and record.blame_stage in self.stages
             and self.concerns(record.converter)
             and (not self.regimes or record.regime in self.regimes)

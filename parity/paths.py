@@ -17,10 +17,12 @@ class Path:
     """What must be importable to run it."""
     extra: str
     """The extra of `pytest-parity` that installs the packages."""
+    between: tuple[str, ...] = ()
+    """The representations, where the name does not list them."""
 
     @property
     def representations(self) -> tuple[str, ...]:
-        return tuple(self.name.split("-"))
+        return self.between or tuple(self.name.split("-"))
 
     @property
     def source(self) -> str:
@@ -50,6 +52,7 @@ PATHS = (
     Path("keras-torch", packages=("keras", "tensorflow", "torch", "h5py"), extra="keras"),
     Path("torch-onnx", packages=ONNX, extra="onnx"),
     Path("torch-onnx-caffe", packages=(*ONNX, "cv2"), extra="caffe"),
+    Path("ocp-sensitivity", packages=("torch", "casadi"), extra="casadi", between=("ocp", "solution-map")),
     Path("torch-onnx-caffe-onnx-torch", packages=(*ONNX, "cv2"), extra="caffe"),
     Path("torch-optimization", packages=("torch", "casadi", "pyomo"), extra="optimization"),
 )

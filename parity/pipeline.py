@@ -18,12 +18,15 @@ import numpy as np
 from parity.checks.blame import first_diverging
 from parity.checks.derivatives import check_hessian, check_jacobian, check_vjp, projection
 from parity.checks.optimum import check_fixed, check_optimum, search_call
+from parity.checks.sensitivity import check_sensitivity
+from parity.checks.solution import check_solution
+from parity.checks.steps import STEP_CHECKS
 from parity.checks.trace import check_trace
 from parity.checks.training import check_structure, check_training
 from parity.checks.value import check_value
 from parity.checks.verdict import Finding
 from parity.converters.registry import Chain
-from parity.errors import ParityError, Unsupported
+from parity.errors import MissingPackage, ParityError, Unsupported
 from parity.records import DEGENERATE, ERROR, FAIL, UNSUPPORTED, Record
 from parity.runtimes import Arrays, runtime_for
 from parity.timing import compare_speed
@@ -40,6 +43,8 @@ CHECKS = {
     "trace": check_trace,
     "fixed": check_fixed,
     "optimum": check_optimum,
+    "solution": check_solution,
+    "sensitivity": check_sensitivity,
 }
 SOURCE_CALLS = {"optimum": search_call}
 """How the source does the work of a check, where that is no evaluation."""
@@ -81,6 +86,8 @@ PLAN = (
 """What every case goes through: derivatives only where inputs are of a size that users differentiate at."""
 VALUE = tuple(point for point in PLAN if point.check == "value")
 PLANS = {
+    "ocp-sensitivity": (Point("solution", batch=3), Point("sensitivity"), Point("sensitivity", "another")),
+    "ocp-sensitivity steps": tuple(map(Point, STEP_CHECKS)),
     "torch-onnx": VALUE,
     "torch-onnx-caffe": VALUE,
     "torch-onnx-caffe-onnx-torch": VALUE,
@@ -118,8 +125,10 @@ def timed(plan: Sequence[Point], path: str = "") -> tuple[Point, ...]:
     """The same plan with every check timed at usual inputs, for batches of the path's sizes."""
     batches, regime = SPEED_BATCHES.get(path, (1,)), SPEED_REGIMES.get(path, "normal")
     values = [Point("value", regime, batch) for batch in batches]
+    if any(point.check == "sensitivity" for point in plan):  # a solution map is timed by its sensitivities
+        values = []
     points = (*plan, *(point for point in values if point not in plan))
-    calls = ("value", "jacobian", "hessian", "vjp", "fixed", "optimum")
+    calls = ("value", "jacobian", "hessian", "vjp", "fixed", "optimum", "sensitivity")
     chosen = {p for p in points if p.check in calls and p.regime == regime and p.batch in batches}
     return tuple(replace(point, timed=point.batch if point in chosen else 0) for point in points)
 
@@ -215,7 +224,7 @@ class _Examination:
         return columns
 
     def _find(self, point: Point, reference: Any, target: Any, inputs: Arrays) -> Finding:
-        return CHECKS[point.check](reference, target, inputs, self.base.dtype)
+        return {**CHECKS, **STEP_CHECKS}[point.check](reference, target, inputs, self.base.dtype)
 
     def _overflows(self, inputs: Arrays) -> bool:
         """Whether the source, in this precision, gives infinities or NaN where it does not in float64."""
@@ -249,20 +258,28 @@ class _Examination:
     def _speed(self, point: Point, inputs: Arrays, target: Any, message: str) -> dict[str, Any]:
         weights = projection(self.reference.value(inputs).shape[1])
         model, check = self.source.model, point.check
+        own_baseline = hasattr(target, "baseline")  # a target that is compared with another use of itself
 
         def build_source() -> Any:
+            if own_baseline:
+                return target.baseline(check, inputs)
             runtime = runtime_for(model, self.base.dtype)
             if check in SOURCE_CALLS:
                 return SOURCE_CALLS[check](runtime, target, inputs, weights)
             return runtime.caller(check, inputs, weights)
 
         def build_target() -> Any:
+            if own_baseline:
+                return target.caller(check, inputs, weights)
             artifact = convert_along(self.chain, model, self.example).artifacts[-1]
             return runtime_for(artifact, self.base.dtype).caller(check, inputs, weights)
 
         speed = compare_speed(build_source, build_target)
-        own = "random search by the source" if check in SOURCE_CALLS else self.source.caller_description(check)
-        ways = f"{target.caller_description(check)} against {own}"
+        if check in SOURCE_CALLS:
+            against = "random search by the source"
+        else:
+            against = (target.baseline_description if own_baseline else self.source.caller_description)(check)
+        ways = f"{target.caller_description(check)} against {against}"
         return {
             "message": "; ".join(filter(None, (message, f"{speed.verdict}: {ways}; {speed.builds} fresh builds"))),
             "source_us": speed.source_us,
@@ -289,7 +306,7 @@ def _columns(finding: Finding) -> dict[str, Any]:
 
 
 def _refusal(error: Exception) -> dict[str, str]:
-    if isinstance(error, Unsupported):
+    if isinstance(error, Unsupported | MissingPackage):
         return {"verdict": UNSUPPORTED, "message": str(error)}
     text = " ".join(str(error).split())[:500]
     if isinstance(error, ParityError):

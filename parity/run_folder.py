@@ -115,7 +115,20 @@ def describe_environment(run: str, seed: int, packages: Sequence[str]) -> dict[s
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "limits": LIMITS,
         "versions": {name: found for name in (*PACKAGES, *packages) if (found := _version(name))},
+        **(_acados() if "casadi" in packages else {}),
     }
+
+
+def _acados() -> dict[str, str]:
+    """The acados that engines use: it is no package of this environment."""
+    from parity.converters.ocp_sensitivity import acados_installation
+
+    try:
+        folder = acados_installation.find()
+    except ParityError as error:
+        return {"acados": str(error)}
+    library = acados_installation.library_folder(folder) / "libacados.so"
+    return {"acados": f"{acados_installation.version(folder)}, {library}"}
 
 
 def _version(name: str) -> str:

@@ -149,7 +149,7 @@ def serve(connection: Connection) -> None:
             return
         try:
             for representation in path_named(path).representations:
-                import_module(f"parity.runtimes.{representation}")  # and with it, its framework
+                import_module(f"parity.runtimes.{representation.replace('-', '_')}")  # and with it, its framework
             connection.send(("ready", None))
             chain = find_chain(path_named(path), chain_name)
             for record in examine(case_from_id(case_id, chain.path.source), chain, plan):

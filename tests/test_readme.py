@@ -29,6 +29,10 @@ layers = keras.layers
 parts = [layers.Input((8, 8, 3)), layers.Conv2D(4, 3, activation="relu"), layers.Flatten(), layers.Dense(2)]
 keras.Sequential(parts).save("MODEL.keras")
 """
+ONNX = """
+import dynamics, torch
+torch.onnx.export(dynamics.build(), (torch.randn(1, 3),), "MODEL.onnx", dynamo=False)
+"""
 CONVERTER = """
 import parity
 
@@ -46,13 +50,13 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A downstream repository with a model file, a module that builds one, a converter and two runs."""
+    """A downstream repository with model files, a module that builds a model, a converter and two runs."""
     folder = tmp_path_factory.mktemp("downstream")
     (folder / "dynamics.py").write_text(DYNAMICS)
     (folder / "conftest.py").write_text(CONVERTER)
-    code = "import torch, dynamics; torch.save(dynamics.build(), 'MODEL.pt')"
-    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
-    subprocess.run([sys.executable, "-c", KERAS], cwd=folder, check=True, capture_output=True)
+    torch_save = "import torch, dynamics; torch.save(dynamics.build(), 'MODEL.pt')"
+    for code in (torch_save, KERAS, ONNX):
+        subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)
     for name in ("before", "after"):
         done = run(f"pytest --parity -q -k 'recipe-0-1' --parity-report reports/{name}", folder)
         assert done.returncode == 0, done.stdout

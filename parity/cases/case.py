@@ -82,8 +82,8 @@ def case_ids(
 
 
 @lru_cache(maxsize=256)
-def case_from_id(case_id: str, source: str = "torch") -> Case:
-    """Rebuild a case from its id; raises ParityError for an id that names none."""
+def case_from_id(case_id: str, source: str = "torch") -> Any:
+    """Rebuild a case (a `Case`, for ocp an `OcpCase`) from its id; raises ParityError for an id that names none."""
     name, _, rest = case_id.partition("-")
     seed, _, number = rest.partition("-")
     family = families(source).get(name)
@@ -91,6 +91,10 @@ def case_from_id(case_id: str, source: str = "torch") -> Case:
         raise ParityError(f"no case {case_id!r}: an id is family-seed-number, such as dag-0-17; see `parity list`")
     if not family.random and name not in layer_families(source) and int(number) >= family.count:
         raise ParityError(f"no case {case_id!r}: family {name} has the numbers 0 to {family.count - 1}")
+    if source == "ocp":
+        from parity.cases.ocp_families import OcpCase
+
+        return OcpCase(case_id, name, int(seed), int(number))
 
     def draw() -> ModelSpec:
         return family.draw(Random(case_id), int(seed), int(number))

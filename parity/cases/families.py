@@ -44,8 +44,12 @@ class Family:
 
 
 @lru_cache
-def families(source: str = "torch") -> dict[str, Family]:
-    """The families of a source representation by name, layers last."""
+def families(source: str = "torch") -> dict[str, Any]:
+    """The families of a source representation by name, layers last: `Family`s, or for ocp `OcpFamily`s."""
+    if source == "ocp":
+        from parity.cases.ocp_families import OCP_FAMILIES
+
+        return OCP_FAMILIES
     vocabulary = VOCABULARIES[source]
     known = [
         *OWN[source],
@@ -63,7 +67,7 @@ def _layer_family(vocabulary: Vocabulary, layer: Layer) -> Family:
 
 
 def layer_families(source: str = "torch") -> tuple[str, ...]:
-    return tuple(layer.name for layer in VOCABULARIES[source])
+    return tuple(layer.name for layer in VOCABULARIES.get(source, ()))
 
 
 def _of_vocabulary(rng: Random, seed: int, number: int) -> ModelSpec:

@@ -17,6 +17,7 @@ from parity.records import BAD_VERDICTS, COLUMNS, VERDICTS, Record
 from parity.report import plots, tables
 from parity.report.markdown import what_and_where
 from parity.report.reading import KINDS, Run
+from parity.report.sensitivities import sensitivity_plots
 
 WORST_CASES = 12
 # Columns of the table of records that are shown at first; the others open with a row, or by the columns button.
@@ -40,6 +41,7 @@ def page(run: Run) -> str:
         "data": _embedded(_records(run)),
         "error_plot": plots.error_plot(run.table, run.limits),
         "speed_plot": plots.speed_plot(run.table),
+        "sensitivity_plots": sensitivity_plots(run.table),
     }
     # Whatever a string of a record might smuggle in, the browser runs this one script and loads nothing.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

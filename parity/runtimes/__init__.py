@@ -89,6 +89,8 @@ _RUNTIMES = {
     "onnx.onnx_ml_pb2.ModelProto": ("onnx", "parity.runtimes.onnx", "OnnxRuntime"),
     "parity.caffe_format.model.CaffeModel": ("caffe", "parity.runtimes.caffe", "runtime"),
     "keras.src.models.model.Model": ("keras", "parity.runtimes.keras", "KerasRuntime"),
+    "parity.cases.ocp.OptimalControlProblem": ("ocp", "parity.runtimes.ocp", "OcpRuntime"),
+    "parity.runtimes.solution_map.SolutionMap": ("solution-map", "parity.runtimes.solution_map", "SolutionMapRuntime"),
     "casadi.casadi.Function": ("casadi", "parity.runtimes.casadi", "CasadiRuntime"),
     "parity.embedding.CasadiEmbedding": (
         "optimization",

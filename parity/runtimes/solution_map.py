@@ -1,0 +1,160 @@
+"""Solution maps: the point θ = (x̂, p) of an optimal control problem to its optimal states, controls and value.
+
+An engine is a subclass of `SolutionMap`. Arrays are float64; stages come first: states (N+1, nx), controls (N, nu).
+The flat output is states, then controls, row by row, then the value, as a runtime's outputs are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from parity.cases.ocp import OptimalControlProblem
+from parity.errors import ParityError
+from parity.runtimes import Arrays
+
+
+class SolveFailure(ParityError):
+    """The problem at this point is infeasible, or the solver did not converge; the message holds its own words."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """An optimal solution at `point`. `data` is what its engine needs to differentiate it or to start from it."""
+
+    point: np.ndarray
+    states: np.ndarray
+    controls: np.ndarray
+    value: float
+    data: Any = None
+
+    @property
+    def flat(self) -> np.ndarray:
+        return np.concatenate([self.states.ravel(), self.controls.ravel(), [self.value]])
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """Derivatives by θ: states (N+1, nx, nθ), controls (N, nu, nθ), value (nθ,)."""
+
+    states: np.ndarray
+    controls: np.ndarray
+    value: np.ndarray
+
+    @property
+    def flat(self) -> np.ndarray:
+        """Shape ((N+1) nx + N nu + 1, nθ)."""
+        columns = len(self.value)
+        return np.concatenate([self.states.reshape(-1, columns), self.controls.reshape(-1, columns), self.value[None]])
+
+
+@dataclass(frozen=True, eq=False)
+class Adjoint:
+    """A linear functional of states, controls and value: its coefficients, in their shapes."""
+
+    states: np.ndarray
+    controls: np.ndarray
+    value: float = 0.0
+
+    def of(self, sensitivity: Sensitivity) -> np.ndarray:
+        """The functional's derivative by θ, shape (nθ,)."""
+        by_states = np.tensordot(self.states, sensitivity.states, 2)
+        by_controls = np.tensordot(self.controls, sensitivity.controls, 2)
+        gradient: np.ndarray = by_states + by_controls + self.value * sensitivity.value
+        return gradient
+
+
+class SolutionMap(ABC):
+    """What an engine makes of a problem."""
+
+    name: str = ""
+    last_only = False
+    """Keeps the factorization of its last solve alone: derivatives of an earlier one cost another solve."""
+
+    def __init__(self, problem: OptimalControlProblem) -> None:
+        self.problem = problem
+
+    @abstractmethod
+    def solve(self, point: np.ndarray, start: Solution | None = None) -> Solution:
+        """Solve at θ, shape (nθ,), from an earlier solution where given. Raises `SolveFailure`."""
+
+    @abstractmethod
+    def sensitivity(self, solution: Solution) -> Sensitivity:
+        """Derivatives of the solution by all of θ. Raises `SolveFailure` where the engine's system is singular."""
+
+    def adjoint(self, solution: Solution, seed: Adjoint) -> np.ndarray:
+        """The functional's derivative by θ, shape (nθ,); engines that can save the full Jacobian override this."""
+        return seed.of(self.sensitivity(solution))
+
+    def split(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """States and controls out of the first axis of an array in the flat order."""
+        problem, rest = self.problem, flat.shape[1:]
+        cut = (problem.horizon + 1) * problem.states
+        end = cut + problem.horizon * problem.controls
+        return (
+            flat[:cut].reshape(problem.horizon + 1, problem.states, *rest),
+            flat[cut:end].reshape(problem.horizon, problem.controls, *rest),
+        )
+
+    def timing_calls(self, point: np.ndarray) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Two calls: all sensitivities at a solution; and the central differences that would give them, both warm."""
+        solution = self.solve(point)
+
+        def differences() -> None:
+            for index in range(len(point)):
+                for sign in (1.0, -1.0):
+                    there = point.copy()
+                    there[index] += sign * 1e-5 * max(1.0, abs(point[index]))
+                    self.solve(there, solution)
+
+        return (lambda: self.sensitivity(solution)), differences
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Versions and library paths that the report names."""
+        return {}
+
+    def close(self) -> None:  # noqa: B027  # most engines have none
+        """Give back processes and temporary files."""
+
+
+class SolutionMapRuntime:
+    """A solution map as a runtime: inputs are points θ, shape (batch, nθ)."""
+
+    representation = "solution-map"
+    artifact_bytes = None
+
+    def __init__(self, artifact: SolutionMap, dtype: str | None = None) -> None:
+        self.map = artifact
+        self.dtype = dtype or "float64"
+
+    def value(self, inputs: Arrays) -> np.ndarray:
+        return np.stack([self.map.solve(point).flat for point in inputs[0]])
+
+    def jacobian(self, inputs: Arrays) -> np.ndarray:
+        return self.map.sensitivity(self.map.solve(inputs[0][0])).flat
+
+    def hessian(self, inputs: Arrays, projection: np.ndarray) -> np.ndarray:
+        raise ParityError("second derivatives of a solution are not offered: check solution and sensitivity")
+
+    def caller(self, check: str, inputs: Arrays, projection: np.ndarray) -> Callable[[], object]:
+        point = inputs[0][0]
+        if check == "sensitivity":
+            return self.map.timing_calls(point)[0]
+        start = self.map.solve(point)
+        return lambda: self.map.solve(point, start)
+
+    def baseline(self, check: str, inputs: Arrays) -> Callable[[], object]:
+        """What the speed of a check is compared with: the engine's own central differences, or its own cold solve."""
+        point = inputs[0][0]
+        return self.map.timing_calls(point)[1] if check == "sensitivity" else lambda: self.map.solve(point)
+
+    def caller_description(self, check: str) -> str:
+        return "all sensitivities at a solution" if check == "sensitivity" else "a warm-started solve"
+
+    def baseline_description(self, check: str) -> str:
+        return "central differences through the same engine" if check == "sensitivity" else "a solve from cold"
