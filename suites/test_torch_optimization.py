@@ -8,9 +8,8 @@ LAYERS = (
     "GELU", "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "Add", "Multiply", "Concatenate"
 )  # fmt: skip
 WITHOUT_SOLVER = ("value", "trace", "jacobian", "hessian")
-
-
 KINKED = ("ReLU", "ReLU6", "LeakyReLU", "Hardtanh", "ELU", "MaxPool2d")
+FORMS = ("casadi-full-space", "casadi-reduced-space", "pyomo-full-space", "pyomo-reduced-space")
 FORMULATIONS = ("casadi-big-m", "casadi-complementarity", "casadi-sos1", "pyomo-big-m", "pyomo-complementarity",
                 "pyomo-sos1")  # fmt: skip
 """They differ from the forms in layers with kinks only."""
@@ -24,7 +23,7 @@ def test_layer(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain, checks=WITHOUT_SOLVER)
 
 
-@pytest.mark.parity(path="torch-optimization", families=KINKED, without=BY_SOLVER)
+@pytest.mark.parity(path="torch-optimization", families=KINKED, without=(*FORMS, *BY_SOLVER))
 def test_kinked_layer(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain, checks=WITHOUT_SOLVER)
 

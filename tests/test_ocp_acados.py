@@ -31,9 +31,8 @@ real = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 def checked(case_id: str, name: str):
     case = case_from_id(case_id, "ocp")
-    return parity.check(
-        case.model(), name, case.inputs()[0], checks=["solution", "sensitivity"], path="ocp-sensitivity"
-    )
+    (x,) = case.inputs()
+    return parity.check(case.model(), name, x, checks=["solution", "sensitivity"], path="ocp-sensitivity")
 
 
 @real
