@@ -174,7 +174,7 @@ class Tensor:
         `offset`, if any, is added to every sample and broadcasts to `shape`.
         """
         columns = self.matrix(operator.size2())
-        product = multiply(operator, columns, _repeated(offset, shape, columns.size2()))
+        product = multiply(operator, columns, repeated(offset, shape, columns.size2()))
         return Tensor(casadi.vec(product), (*self.shape[: self.ndim - axes], *shape))
 
     def affine(self, weight: Operand, offset: Operand | None = None) -> Tensor:
@@ -185,7 +185,7 @@ class Tensor:
         """
         outputs, inputs = np.shape(weight) if isinstance(weight, np.ndarray) else Tensor.of(weight).shape
         rows = self.matrix(inputs).T
-        start = _repeated(offset, (outputs,), rows.size1()).T
+        start = repeated(offset, (outputs,), rows.size1()).T
         product = multiply(rows, Tensor.of(weight).matrix(inputs), start)
         return Tensor(casadi.vec(product.T), (*self.shape[:-1], outputs))
 
@@ -225,7 +225,7 @@ def _broadcast(operand: Operand, shape: tuple[int, ...]) -> casadi.MX | casadi.D
     return float(array.item()) if array.size == 1 else casadi.DM(np.broadcast_to(array, shape).ravel())
 
 
-def _repeated(offset: Operand | None, shape: Sequence[int], times: int) -> casadi.MX:
+def repeated(offset: Operand | None, shape: Sequence[int], times: int) -> casadi.MX:
     """The offset of one sample in each of so many columns; zeros for None."""
     size = math.prod(shape)
     if isinstance(offset, Tensor):
