@@ -108,7 +108,6 @@ SMALLEST = {
     "TINY_TANH": ("Tanh-0-2", CHAIN),
     "TANH": ("Tanh-0-2", CHAIN),
     "MVN": ("vocabulary-0-12", CHAIN),
-    "AVERAGE": ("inception-55-24", CHAIN),
     "EXPONENTIAL": ("SELU-0-1", find_chain(path("torch-onnx"), "torchscript")),
     "LOG_SIGMOID": ("LogSigmoid-0-1", find_chain(path("torch-onnx"), "torchscript")),
 }

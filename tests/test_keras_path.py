@@ -157,6 +157,20 @@ def test_what_rounds_nothing_is_left_alone():
         assert np.array_equal(runtime.value(x), x[0].reshape(2, 2, 2, 3).max(axis=2).reshape(2, -1))
 
 
+def test_exponents_stay_whole():
+    """The derivative of x² has x to the power 2 − 1: not a number for negative x, if that were rounded."""
+    runtime, x = alone(layers.Activation("sparse_plus"), (3,)), (np.array([[-2.0, 0.5, 3.0]]),)
+    with runtime.rounding("float32", 0):
+        assert np.isfinite(runtime.vjp(x, np.ones((1, 3)))).all()
+
+
+def test_a_group_normalization_with_a_center_alone_can_be_trained():
+    """torch 2.13 raises in the backward pass of group_norm with a bias and no weight."""
+    parts = (layers.Input((3, 4)), layers.GroupNormalization(2, scale=False))
+    records = parity.check(keras.Sequential(parts), "reference", np.random.RandomState(0).randn(2, 3, 4))
+    assert {record.verdict for record in records} == {PASS}, records
+
+
 def test_reference_passes():
     records = records_of("dag-11-0")
     assert {record.verdict for record in records} <= {PASS, DEGENERATE}, records

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from mutations import MUTATIONS, ChannelsLastFlatten
 from torch import nn
 
 from parity.cases.case import Case, case_from_id, case_ids
-from parity.checks.tolerance import DEFAULTS, LIMITS, Yardstick, compare
+from parity.checks.tolerance import CLOSER_RUNS, DEFAULTS, LIMITS, RUNS, Yardstick, assess, compare
 from parity.checks.value import check_value
 from parity.records import FAIL, PASS
 from parity.runtimes.torch import TorchRuntime
@@ -60,6 +62,33 @@ def test_large_outputs_are_no_false_alarm(dtype: str) -> None:
             one_weight.weight[0, 0, 0, 0] *= 1 + 1e-4
         wrong = check_value(TorchRuntime(model, "float64"), TorchRuntime(one_weight, dtype), inputs, dtype)
         assert wrong.verdict == FAIL
+
+
+class Unlucky:
+    """A source whose first runs happen to spread thirty times less than the others."""
+
+    def __init__(self, unit: float) -> None:
+        self.unit, self.runs, self.noise = unit, 0, 0.0
+
+    @contextmanager
+    def rounding(self, dtype: str, seed: int) -> Iterator[float]:
+        self.runs, self.noise = self.runs + 1, self.unit * (1 if seed < RUNS else 30)
+        yield 1.0
+        self.noise = 0.0
+
+    def value(self) -> np.ndarray:
+        return np.full(8, 1.0 + self.noise)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_doubtful_failure_is_judged_by_more_runs(dtype: str) -> None:
+    unit = float(np.finfo(dtype).eps) / 2
+    source = Unlucky(unit)
+    for units, runs, passed in ((1, RUNS, True), (4 * LIMITS[dtype], RUNS + CLOSER_RUNS, True),
+                                (400 * LIMITS[dtype], RUNS, False)):  # fmt: skip
+        source.runs = 0
+        comparison, _ = assess(np.full(8, 1.0 + units * unit), source, dtype, source.value)
+        assert (source.runs, comparison.passed) == (runs, passed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

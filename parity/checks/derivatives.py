@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.checks.tolerance import compare, measure
+from parity.checks.tolerance import assess, compare
 from parity.checks.verdict import Finding, judge
 from parity.records import DEGENERATE, PASS
 from parity.runtimes import Arrays
@@ -63,9 +63,9 @@ def _check(source: Any, target: Any, inputs: Arrays, dtype: str, derivative: Der
 
 
 def _compare(source: Any, target: Any, inputs: Arrays, dtype: str, of_all: Derivative) -> Finding:
-    yardstick = measure(source, dtype, lambda: of_all(source, inputs))
     result = of_all(target, inputs)
-    finding = judge(compare(result, yardstick))
+    comparison, yardstick = assess(result, source, dtype, lambda: of_all(source, inputs))
+    finding = judge(comparison)
     if finding.verdict == PASS:
         return finding
     jumps = _jumps(lambda batch: of_all(source, batch), inputs, yardstick.reference)

@@ -141,6 +141,8 @@ class Operators:
         if not _floating(value):
             return value
         exact = value.numpy()
+        if exact.ndim == 0 and float(exact).is_integer():  # an exponent less 1, say: with noise it would not be whole
+            return value
         noise = np.where(np.isfinite(exact), exact, 0) * self.generator.standard_normal(exact.shape)
         noise = noise * (self.unit * factor)
         return value + tf.constant(noise, value.dtype) if taped else tf.constant(exact + noise, value.dtype)

@@ -123,7 +123,12 @@ class GroupNorm(nn.Module):
         groups = self.groups if self.groups > 0 else x.shape[self.axis]
         # contiguous(): in torch 2.13, the backward pass ends the process for a channels_last input without gradient.
         moved = x.movedim(self.axis, 1).contiguous()
-        return torch.group_norm(moved, groups, self.weight, self.bias, self.eps).movedim(1, self.axis)
+        if self.weight is None and self.bias is not None:  # torch 2.13 has no backward pass for a bias alone
+            y = torch.group_norm(moved, groups, None, None, self.eps)
+            y = y + self.bias.reshape(-1, *[1] * (x.ndim - 2))
+        else:
+            y = torch.group_norm(moved, groups, self.weight, self.bias, self.eps)
+        return y.movedim(1, self.axis)
 
     def extra_repr(self) -> str:
         return f"{self.groups}, {self.features}, axis={self.axis}, eps={self.eps}"
