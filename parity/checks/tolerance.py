@@ -8,8 +8,9 @@ or the precision. The score is the larger of
 - the root mean square error over the root mean square yardstick, and
 - a quarter of the largest element's error over its own yardstick (at least a tenth of the pooled one),
 
-so one limit serves both. Four runs estimate a spread roughly: where they leave a doubt, 32 decide (`assess`). The limits were set on correct conversions and on planted bugs (`tests/test_tolerance.py`,
-and CONTRIBUTING.md for the numbers); they are never raised to make a case pass.
+so one limit serves both. Four runs estimate a spread roughly: where they leave a doubt, 32 decide (`assess`). The
+limits were set on correct conversions and on planted bugs (`tests/test_tolerance.py`, and CONTRIBUTING.md for the
+numbers); they are never raised to make a case pass.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ RUNS = 4
 """Randomly rounded runs that a yardstick is made of."""
 CLOSER_RUNS, DOUBT = 32, 10.0
 """Runs that decide where a score is beyond its limit by less than this factor: the spread of four runs is itself off,
-once in a hundred cases by a factor of three."""
+now and then by a factor of three."""
 LIMITS = {"float32": 2.0, "float64": 10.0}
 """The largest score that passes."""
 ELEMENT_ALLOWANCE = 4.0
