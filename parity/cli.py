@@ -105,7 +105,7 @@ def _shape(text: str) -> tuple[int, ...]:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape: give positive sizes with commas, such as 1,12")
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape: give positive sizes, the batch's first, such as 1,12")
     return shape
 
 
@@ -228,12 +228,13 @@ def _compare(options: argparse.Namespace) -> int:
     from parity import report
 
     if options.converters:
-        print(report.compare_converters(options.first, *options.converters))
+        differences = report.compare_converters(options.first, *options.converters)
     elif options.second:
-        print(report.compare(options.first, options.second))
+        differences = report.compare(options.first, options.second)
     else:
         raise ParityError("give a second run to compare with, or --converters FIRST SECOND")
-    return 0
+    print(differences.text)
+    return 1 if differences.regressed else 0
 
 
 def _report(options: argparse.Namespace) -> int:

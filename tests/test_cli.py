@@ -272,6 +272,9 @@ def test_compare(command, runs):
     assert (code, said[0]) == (0, "# Parity comparison")
     assert any(line.startswith("From **") and line.endswith("**: 3 records in both.") for line in said)
     assert command("compare", runs[0], "--converters", "reference", "reference")[0] == 0
+    table = runs[1] / "results.csv"
+    table.write_text(table.read_text().replace(",pass,", ",fail,"))
+    assert command("compare", *runs)[0] == 1
     assert command("compare", runs[0])[0] == 2
     assert command("compare", runs[0], "nowhere") == (
         2, [], ["parity: no results at nowhere: give a report folder that `pytest --parity` wrote, or its results.csv"]

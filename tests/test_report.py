@@ -329,18 +329,19 @@ def test_comparison_finds_regressions_and_fixes(tmp_path: Path) -> None:
     slower = replace(TIMED, speed_ratio=1.0, speed_low=0.9, speed_high=1.1)
     first = written(tmp_path / "first", [cases[0], broken[1], *cases[2:4], TIMED])
     second = written(tmp_path / "second", [broken[0], cases[1], replace(cases[2], error_ratio=1.4), cases[4], slower])
-    text = report.compare(first, second)
+    text, regressed = report.compare(first, second)
+    assert regressed == 1
     assert "1 regressed, 1 fixed, 0 changed, 1 new, 1 gone." in text
     assert re.search(r"### Regressed\n\n.*\n.*\n\| .*Linear-0-0 .*pass → fail", text)
     assert re.search(r"### Fixed\n\n.*\n.*\n\| .*Linear-0-1 .*fail → pass", text)
     assert "## Errors: 2 larger, 1 smaller" in text and "0.500 → 1.40" in text
     assert "## Speed: 1 slower, 0 faster" in text and "2.00× [1.90, 2.10] → 1.00× [0.900, 1.10]" in text
-    assert "0 regressed, 0 fixed, 0 changed, 0 new, 0 gone." in report.compare(first, first)
+    assert "0 regressed, 0 fixed, 0 changed, 0 new, 0 gone." in report.compare(first, first).text
 
 
 def test_two_converters_of_one_run_compare(tmp_path: Path) -> None:
     written(tmp_path, [GOOD, replace(BAD, converter="l4casadi"), replace(GOOD, case="Linear-0-1")])
-    text = report.compare_converters(tmp_path, "reference", "l4casadi")
+    text, _ = report.compare_converters(tmp_path, "reference", "l4casadi")
     assert "1 regressed, 0 fixed, 0 changed, 0 new, 1 gone." in text
     with pytest.raises(ParityError, match=r"no converter 'nope' in .*: it has l4casadi, reference"):
         report.compare_converters(tmp_path, "reference", "nope")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from parity.errors import ParityError
 from parity.records import BAD_VERDICTS, UNSUPPORTED
@@ -21,12 +21,19 @@ SHOWN = 50
 """Rows per table; the heading has the full count."""
 
 
-def compare(first: Path, second: Path) -> str:
+class Differences(NamedTuple):
+    """What two sets of records differ in: a text, and how many checks have a worse verdict in the second."""
+
+    text: str
+    regressed: int
+
+
+def compare(first: Path, second: Path) -> Differences:
     """What changed from run `first` to run `second` (report folders or `results.csv` files), in Markdown."""
     return _report(_table(first), _table(second), KEYS, str(first), str(second))
 
 
-def compare_converters(folder: Path, first_name: str, second_name: str) -> str:
+def compare_converters(folder: Path, first_name: str, second_name: str) -> Differences:
     """How converter `second_name` differs from `first_name` on the same cases of one run, in Markdown."""
     table = _table(folder)
     known = sorted(set(table["converter"]))
@@ -43,7 +50,7 @@ def _table(report: Path) -> pandas.DataFrame:
 
 def _report(
     first: pandas.DataFrame, second: pandas.DataFrame, keys: Sequence[str], first_name: str, second_name: str
-) -> str:
+) -> Differences:
     joined = _join(first, second, keys)
     both = joined[joined["_merge"] == "both"]
     counts = [verdict_counts(first), verdict_counts(second)]
@@ -54,7 +61,9 @@ def _report(
         f"From **{text(first_name)}** to **{text(second_name)}**: {len(both)} records in both.",
         table_of(["", "first", "second"], [*rows, total], numbers_from=1),
     ]
-    return "\n\n".join([*head, *_verdicts(joined, keys), *_errors(both, keys), *_speeds(both, keys)]) + "\n"
+    changes = _changes(joined)
+    sections = [*head, *_verdicts(changes, keys), *_errors(both, keys), *_speeds(both, keys)]
+    return Differences("\n\n".join(sections) + "\n", len(changes["regressed"]))
 
 
 def _join(first: pandas.DataFrame, second: pandas.DataFrame, keys: Sequence[str]) -> pandas.DataFrame:
@@ -69,16 +78,19 @@ def _severity(verdict: str) -> int:
     return 2 if verdict in BAD_VERDICTS else 1 if verdict == UNSUPPORTED else 0
 
 
-def _verdicts(joined: pandas.DataFrame, keys: Sequence[str]) -> list[str]:
+def _changes(joined: pandas.DataFrame) -> dict[str, pandas.DataFrame]:
     both = joined[(joined["_merge"] == "both") & (joined["verdict_first"] != joined["verdict_second"])]
     step = both["verdict_second"].map(_severity) - both["verdict_first"].map(_severity)
-    changes = {
+    return {
         "regressed": both[step > 0],
         "fixed": both[step < 0],
         "changed": both[step == 0],
         "new": joined[joined["_merge"] == "right_only"],
         "gone": joined[joined["_merge"] == "left_only"],
     }
+
+
+def _verdicts(changes: dict[str, pandas.DataFrame], keys: Sequence[str]) -> list[str]:
     count = ", ".join(f"{len(rows)} {name}" for name, rows in changes.items())
     sections = ["## Verdicts", count.capitalize() + "."]
     for name, rows in changes.items():
