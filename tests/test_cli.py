@@ -188,8 +188,8 @@ def test_files_of_torch_without_a_module(check, tmp_path):
     {
         ("--input-shape", "1,3"): "the source model does not run on inputs of shape (1, 3): *",
         ("--input-shape", "1,12", "--input-shape", "1,2"): "the source model does not run on inputs of shape *",
-        ("--input-shape", "1,twelve"): "argument --input-shape: '1,twelve' is no shape: give positive sizes, the batch's first, such as 1,12",
-        ("--input-shape", "0,12"): "argument --input-shape: '0,12' is no shape: give positive sizes, the batch's first, such as 1,12",
+        ("--input-shape", "1,twelve"): "argument --input-shape: '1,twelve' is no shape: give positive sizes, *",
+        ("--input-shape", "0,12"): "argument --input-shape: '0,12' is no shape: give positive sizes, *",
         ("--input-shape", "1,12", "--path", "torch-lua"): "unknown path 'torch-lua': one of torch-casadi*",
         ("--input-shape", "1,12", "--converter", "l4"): "no converter 'l4' starts from torch: reference*",
         ("--input-shape", "1,12", "--check", "all"): "unknown check 'all': one of value, jacobian, hessian*",
