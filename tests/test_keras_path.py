@@ -171,6 +171,12 @@ def test_a_group_normalization_with_a_center_alone_can_be_trained():
     assert {record.verdict for record in records} == {PASS}, records
 
 
+def test_a_vector_of_zeros_has_a_derivative_where_it_is_normalized():
+    parts = (layers.Input((3, 4)), layers.UnitNormalization())
+    records = parity.check(keras.Sequential(parts), "reference", np.zeros((2, 3, 4)))
+    assert {record.verdict for record in records} == {PASS}, records
+
+
 def test_reference_passes():
     records = records_of("dag-11-0")
     assert {record.verdict for record in records} <= {PASS, DEGENERATE}, records

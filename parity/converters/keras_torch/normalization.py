@@ -142,8 +142,8 @@ class UnitNorm(nn.Module):
         self.axes = tuple(axes)
 
     def forward(self, x: Tensor) -> Tensor:
-        inverse = torch.rsqrt((x * x).sum(dim=self.axes, keepdim=True))
-        return x * torch.clamp(inverse, max=1e12)
+        squares = (x * x).sum(dim=self.axes, keepdim=True)
+        return x * torch.rsqrt(torch.clamp(squares, min=1e-24))  # the largest factor is Keras' 1e12
 
 
 class Standardize(nn.Module):
