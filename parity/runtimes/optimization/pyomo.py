@@ -147,7 +147,8 @@ def _options(embedding: PyomoEmbedding) -> dict[str, Any]:
         return {"primal_feasibility_tolerance": FEASIBILITY, "mip_feasibility_tolerance": FEASIBILITY, "threads": 1,
                 "dual_feasibility_tolerance": FEASIBILITY, "mip_rel_gap": 0.0, "mip_abs_gap": FEASIBILITY}  # fmt: skip
     if embedding.solver == "scip":
-        return {"numerics/feastol": FEASIBILITY, "numerics/dualfeastol": FEASIBILITY, "limits/gap": 0.0}
+        return {"numerics/feastol": FEASIBILITY, "numerics/dualfeastol": FEASIBILITY, "limits/gap": 0.0,
+                "constraints/SOS1/autocutsfromsos1": False}  # they cut the optimum off (SCIP 10.0)  # fmt: skip
     if embedding.solver == "gurobi":
         return {"FeasibilityTol": FEASIBILITY, "IntFeasTol": FEASIBILITY, "MIPGap": 0.0, "Threads": 1}
     return {}
@@ -156,12 +157,10 @@ def _options(embedding: PyomoEmbedding) -> dict[str, Any]:
 def _by_casadi(embedding: PyomoEmbedding, solver: str) -> tuple[str, str]:
     """Through AMPL's file format, which CasADi reads: its Ipopt, Bonmin and HiGHS need no executable."""
     import casadi
-    from pyomo.repn.plugins.nl_writer import NLWriter
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.nl"
-        with file.open("w", newline="\n") as stream:
-            info = NLWriter().write(embedding.model, stream, linear_presolve=False, scale_model=False)
+        variables = _write(embedding.model, file)
         reader = casadi.NlpBuilder()
         reader.import_nl(str(file))
     problem = Problem(
@@ -174,9 +173,30 @@ def _by_casadi(embedding: PyomoEmbedding, solver: str) -> tuple[str, str]:
         integer=np.array(reader.discrete, dtype=bool),
     )
     end = solve(problem, solver, embedding.time_limit)
-    for variable, value in zip(info.variables, end.point, strict=True):
+    for variable, value in zip(variables, end.point, strict=True):
         variable.set_value(float(value), skip_validation=True)
     return end.outcome, end.status
+
+
+def write_nl(embedding: PyomoEmbedding, file: Path) -> None:
+    """In AMPL's format, with the outputs as variables `y`; the variables' names are in a file STEM.col beside it."""
+    model, outputs = embedding.model, range(len(embedding.y))
+    model.y = pyo.Var(outputs)
+    model.y_equation = pyo.Constraint(outputs, rule=lambda whole, index: whole.y[index] == embedding.y[index])
+    try:
+        names = [variable.name for variable in _write(model, file)]
+        file.with_suffix(".col").write_text("\n".join(names) + "\n", encoding="utf-8")
+    finally:
+        model.del_component("y_equation")
+        model.del_component("y")
+
+
+def _write(model: Any, file: Path) -> list[Any]:
+    """Write without comments, which CasADi cannot read; gives the variables in the file's order."""
+    from pyomo.repn.plugins.nl_writer import NLWriter
+
+    with file.open("w", encoding="utf-8", newline="\n") as stream:
+        return list(NLWriter().write(model, stream, linear_presolve=False, scale_model=False).variables)
 
 
 def _assign(variables: Any, values: np.ndarray) -> None:
