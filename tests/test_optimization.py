@@ -323,11 +323,34 @@ def test_the_model_takes_part_in_a_problem_of_the_user(tmp_path: Path) -> None:
 def test_from_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from parity.cli import main
 
-    file = tmp_path / "model.pt"
-    torch.save(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), file)
-    code = main(["check", str(file), "--trust", "--input-shape", "1,2", "--path", "torch-optimization",
+    file, stem = tmp_path / "model.pt", tmp_path / "net"
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    torch.save(model, file)
+    given = [str(file), "--trust", "--input-shape", "1,2"]
+    code = main(["check", *given, "--path", "torch-optimization",
                  "--converter", "casadi-big-m", "--check", "value", "--check", "jacobian"])  # fmt: skip
     assert code == 0, capfd.readouterr().out
+
+    convert = ["convert", *given, "--to", "optimization", "--output", str(stem), "--converter"]
+    assert main([*convert, "pyomo-big-m", "--box", "-2", "0.5"]) == 0
+    assert main([*convert, "casadi-big-m"]) == 2
+    assert "name a pyomo converter" in capfd.readouterr().err
+    reader = casadi.NlpBuilder()
+    reader.import_nl(f"{stem}.nl")
+    names = stem.with_suffix(".col").read_text().split()
+    low, high = (dict(zip(names, side, strict=True)) for side in (reader.x_lb, reader.x_ub))
+    assert {(low[name], high[name]) for name in names if name.startswith("v0_x")} == {(-2, 0.5)}
+    cost = reader.x[names.index("y[0]")]
+    terms = {"x": casadi.vertcat(*reader.x), "f": -cost, "g": casadi.vertcat(*reader.g)}
+    solver = casadi.nlpsol("solver", "bonmin", terms, {"discrete": reader.discrete, "bonmin": {"bb_log_level": 0}})
+    found = solver(lbx=reader.x_lb, ubx=reader.x_ub, lbg=reader.g_lb, ubg=reader.g_ub)
+    expected = (
+        runtime_for(parity.convert(model, "optimization", torch.zeros(1, 2), converter="casadi-big-m", box=(-2, 0.5)))
+        .maximise(np.ones(1))
+        .value
+    )
+    assert -float(found["f"]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_residuals_and_concatenation_between_layers() -> None:
@@ -350,17 +373,24 @@ def test_residuals_and_concatenation_between_layers() -> None:
 
 
 def test_two_exact_formulations_agree_on_the_margin_of_a_digit() -> None:
+    """The worst perturbation within the box makes another class win than the one that comes second without it."""
     pytest.importorskip("sklearn")
     case = case_from_id("digits-0-0")
     model, x = case.model().double(), case.inputs("unit")
+    unperturbed = model(torch.zeros(1, 64, dtype=torch.float64)).detach()[0]
+    assert len(unperturbed) == 9 and unperturbed.min() > 2
     margins = []
     for name in ("casadi-big-m", "casadi-sos1"):
-        solution = runtime_for(parity.convert(model, "optimization", x, converter=name)).maximise(-np.ones(1))
-        margins.append(-solution.value)
-        worst = float(model(torch.from_numpy(solution.x)[None]).detach())
-        assert worst == pytest.approx(margins[-1], abs=1e-7)
+        runtime = runtime_for(parity.convert(model, "optimization", x, converter=name))
+        ends = [runtime.maximise(-rival) for rival in np.eye(9)]
+        assert {end.outcome for end in ends} == {"optimal"}
+        rival = min(range(9), key=lambda number: -ends[number].value)
+        margins.append(-ends[rival].value)
+        attacked = model(torch.from_numpy(ends[rival].x)[None]).detach()[0]
+        assert float(attacked.min()) == pytest.approx(margins[-1], abs=1e-7)
+        assert rival == int(attacked.argmin()) != int(unperturbed.argmin())
     assert margins[0] == pytest.approx(margins[1], abs=1e-7)
-    assert margins[0] < float(model(torch.zeros(1, 64, dtype=torch.float64)).detach())
+    assert margins[0] < 0
 
 
 def test_records_hold_builtins_only() -> None:
