@@ -201,7 +201,7 @@ class _Examination:
                 yield self._record(point, **_refusal(error))
             return
         for point in plan:
-            yield self._record(point, **known, **self._check(point, conversion, target))
+            yield self._record(point, **(known | self._check(point, conversion, target)))
 
     def _record(self, point: Point, **columns: Any) -> Record:
         return replace(self.base, check=point.check, regime=point.regime, batch=point.batch, **columns)
