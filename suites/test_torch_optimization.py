@@ -28,12 +28,17 @@ def test_kinked_layer(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain, checks=WITHOUT_SOLVER)
 
 
+@pytest.mark.parity(path="torch-optimization", families=("sequential",), cases=100, without=(*FORMULATIONS, *BY_SOLVER))
+def test_random_network(parity, parity_case, parity_chain):
+    parity.run(parity_case, parity_chain, checks=("value", "trace"))
+
+
 @pytest.mark.parity(path="torch-optimization", families=("sequential",))
 def test_network(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain, checks=(*WITHOUT_SOLVER, "fixed"))
 
 
-@pytest.mark.parity(path="torch-optimization", families=("perceptron", "rectifier", "digits"))
+@pytest.mark.parity(path="torch-optimization", families=("perceptron", "image", "rectifier", "digits"))
 def test_optimum(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain)
 

@@ -108,6 +108,7 @@ PERCEPTRONS: tuple[tuple[str, Arguments, bool], ...] = (
     ("LayerNorm", {"normalized_shape": [4]}, True),
     ("BatchNorm1d", {"num_features": 4}, True),
     ("Dropout", {}, True),
+    ("Softplus", {"beta": 1000.0}, True),
 )
 """Activation, its arguments, and whether the linear layers around it have a bias."""
 
@@ -117,6 +118,22 @@ def perceptron(rng: Random, seed: int, number: int) -> ModelSpec:
     name, arguments, bias = PERCEPTRONS[number]
     spec = append(ModelSpec(((2,),), ()), "Linear", {"in_features": 2, "out_features": 4, "bias": bias})
     return append(append(spec, name, arguments), "Linear", {"in_features": 4, "out_features": 1, "bias": bias})
+
+
+IMAGES: tuple[tuple[tuple[str, Arguments], ...], ...] = (
+    (("Conv2d", {"in_channels": 1, "out_channels": 2, "kernel_size": 2}), ("ReLU", {})),
+    (("Conv2d", {"in_channels": 1, "out_channels": 1, "kernel_size": 2, "bias": False}), ("ReLU", {})),
+    (("MaxPool2d", {"kernel_size": 2, "stride": 1, "padding": 1}),),
+    (("AvgPool2d", {"kernel_size": 2, "stride": 1}),),
+)  # fmt: skip
+
+
+def image(rng: Random, seed: int, number: int) -> ModelSpec:
+    """The same for layers of images: 3 by 3 pixels, the layer, flattened, and a linear layer."""
+    spec = ModelSpec(((1, 3, 3),), ())
+    for name, arguments in (*IMAGES[number], ("Flatten", {})):
+        spec = append(spec, name, arguments)
+    return append(spec, "Linear", {"in_features": prod(spec.output_shape), "out_features": 1})
 
 
 def surrogate(rng: Random, seed: int, number: int) -> ModelSpec:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyomo.environ as pyo
+from pyomo.core.expr.visitor import StreamBasedExpressionVisitor
 
 from parity.embedding import FEASIBILITY, PyomoEmbedding
 from parity.errors import Unsupported
@@ -56,7 +57,7 @@ class PyomoOptimizationRuntime(OptimizationRuntime):
                 _assign(embedding.variables, embedding.assign(sample, {}))
             else:
                 return super().value(inputs)
-            results.append([float(pyo.value(each)) for each in embedding.y])
+            results.append(_evaluate(embedding.y))
         return np.array(results)
 
     def violations(self, x: np.ndarray, activations: Mapping[str, np.ndarray]) -> list[Violation]:
@@ -65,7 +66,7 @@ class PyomoOptimizationRuntime(OptimizationRuntime):
             return super().violations(x, activations)
         values = embedding.assign(x, activations)
         _assign(embedding.variables, values)
-        rows = np.array([float(pyo.value(row.body)) for row in embedding.rows])
+        rows = np.array(_evaluate([row.body for row in embedding.rows]))
         found = [
             *worst(values, *_limits(embedding.variables), embedding.labels),
             *worst(
@@ -111,10 +112,10 @@ class PyomoOptimizationRuntime(OptimizationRuntime):
             return Solution(outcome, status, clock.seconds)
         try:
             x = np.array([float(pyo.value(variable)) for variable in self.embedding.x])
-            value = sum(w * float(pyo.value(y)) for w, y in zip(weights, self.embedding.y, strict=True))
+            value = float(weights @ np.array(_evaluate(self.embedding.y)))
         except ValueError:  # stopped before any point was found
             return Solution(outcome, status, clock.seconds)
-        return Solution(outcome, status, clock.seconds, x, float(value))
+        return Solution(outcome, status, clock.seconds, x, value)
 
 
 def _by_pyomo(embedding: PyomoEmbedding) -> tuple[str, str]:
@@ -197,6 +198,36 @@ def _write(model: Any, file: Path) -> list[Any]:
 
     with file.open("w", encoding="utf-8", newline="\n") as stream:
         return list(NLWriter().write(model, stream, linear_presolve=False, scale_model=False).variables)
+
+
+class _Evaluator(StreamBasedExpressionVisitor):
+    """Pyomo's arithmetic, each named expression once: `pyo.value` walks through it again wherever it is used."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, float] = {}
+        super().__init__()
+
+    def initializeWalker(self, expression: Any) -> tuple[bool, Any]:
+        return self.beforeChild(None, expression, 0)
+
+    def beforeChild(self, node: Any, child: Any, index: int) -> tuple[bool, Any]:
+        if isinstance(child, int | float):
+            return False, child
+        if not child.is_expression_type():
+            return False, pyo.value(child)
+        return id(child) not in self.known, self.known.get(id(child))
+
+    def exitNode(self, node: Any, values: list[Any]) -> Any:
+        result = node._apply_operation(values)
+        if node.is_named_expression_type():
+            self.known[id(node)] = result
+        return result
+
+
+def _evaluate(expressions: Any) -> list[float]:
+    """Their values at those of the variables; raises ValueError where one has none."""
+    evaluator = _Evaluator()
+    return [float(evaluator.walk_expression(each)) for each in expressions]
 
 
 def _assign(variables: Any, values: np.ndarray) -> None:
