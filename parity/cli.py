@@ -127,6 +127,8 @@ def _check(options: argparse.Namespace) -> int:
     inputs = tuple(
         random_state(options.seed, number).standard_normal(shape) for number, shape in enumerate(options.input_shape)
     )
+    if way.representations[-1] == "optimization":  # such a model holds in a box, by default this one
+        inputs = tuple(array.clip(-1, 1) for array in inputs)
     records = check(
         model,
         options.converter,
