@@ -123,7 +123,7 @@ def perceptron(rng: Random, seed: int, number: int) -> ModelSpec:
 IMAGES: tuple[tuple[tuple[str, Arguments], ...], ...] = (
     (("Conv2d", {"in_channels": 1, "out_channels": 2, "kernel_size": 2}), ("ReLU", {})),
     (("Conv2d", {"in_channels": 1, "out_channels": 1, "kernel_size": 2, "bias": False}), ("ReLU", {})),
-    (("MaxPool2d", {"kernel_size": 2, "stride": 1, "padding": 1}),),
+    (("MaxPool2d", {"kernel_size": 2, "padding": 1}),),
     (("AvgPool2d", {"kernel_size": 2, "stride": 1}),),
 )  # fmt: skip
 
