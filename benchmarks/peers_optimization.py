@@ -76,8 +76,8 @@ def scoreboard(run: Path) -> str:
     versions = environment["versions"] | {label: _version(package) for label, package in PEERS.values()}
     parts = [
         "# torch→optimization: converters side by side",
-        f"Run {environment['run']}, seed {environment['seed']}, {len(rows)} checks, made by "
-        f"`tox -e compare-optimization` and written by `benchmarks/peers_optimization.py`. {environment['machine']}; "
+        f"Run {environment['run']}, seed {environment['seed']}, {len(rows)} checks, written by "
+        f"`benchmarks/peers_optimization.py` (`tox -e compare-optimization`). {environment['machine']}; "
         + ", ".join(f"{name} {number}" for name, number in versions.items())
         + ". mathoptai needs juliacall and a Julia with MathOptAI, which could not be had on this machine.",
         "## Verdicts",
