@@ -46,6 +46,8 @@ def reason(row: dict[str, Any]) -> str:
     """What is the same for all records of one failure: names of nodes and numbers differ."""
     if row["verdict"] != UNSUPPORTED:
         return str(row["layers"])
+    if "Only Add nodes are supported" in row["message"]:
+        return "a linear layer without a bias"
     return " ".join(word for word in row["message"].split() if not any(c.isdigit() or c == "/" for c in word))
 
 

@@ -38,7 +38,7 @@ def test_network(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain, checks=(*WITHOUT_SOLVER, "fixed"))
 
 
-@pytest.mark.parity(path="torch-optimization", families=("perceptron", "image", "rectifier", "digits"))
+@pytest.mark.parity(path="torch-optimization", families=("perceptron", "steep", "image", "rectifier", "digits"))
 def test_optimum(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain)
 

@@ -108,7 +108,6 @@ PERCEPTRONS: tuple[tuple[str, Arguments, bool], ...] = (
     ("LayerNorm", {"normalized_shape": [4]}, True),
     ("BatchNorm1d", {"num_features": 4}, True),
     ("Dropout", {}, True),
-    ("Softplus", {"beta": 1000.0}, True),
 )
 """Activation, its arguments, and whether the linear layers around it have a bias."""
 
@@ -118,6 +117,21 @@ def perceptron(rng: Random, seed: int, number: int) -> ModelSpec:
     name, arguments, bias = PERCEPTRONS[number]
     spec = append(ModelSpec(((2,),), ()), "Linear", {"in_features": 2, "out_features": 4, "bias": bias})
     return append(append(spec, name, arguments), "Linear", {"in_features": 4, "out_features": 1, "bias": bias})
+
+
+def steep(rng: Random, seed: int, number: int) -> ModelSpec:
+    """A perceptron whose softplus meets numbers in the thousands, where exp overflows."""
+    spec = append(ModelSpec(((2,),), ()), "Linear", {"in_features": 2, "out_features": 4})
+    return append(append(spec, "Softplus", {}), "Linear", {"in_features": 4, "out_features": 1})
+
+
+def make_steep(model: Any, seed: object) -> None:
+    """Weights from the seed, those of the first layer a few thousand times larger."""
+    import torch
+
+    fill(model, seed)
+    with torch.no_grad():
+        next(model.children()).weight.mul_(4096)
 
 
 IMAGES: tuple[tuple[tuple[str, Arguments], ...], ...] = (
