@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("model", metavar="MODEL",
                          help="as in `check`, or an .onnx file; a Keras file is read without TensorFlow")  # fmt: skip
     convert.add_argument("--to", default="torch", metavar="NAME",
-                         help="torch, onnx, caffe, casadi; default: %(default)s")  # fmt: skip
+                         help="torch, onnx, caffe, casadi, optimization; default: %(default)s")  # fmt: skip
     files = convert.add_mutually_exclusive_group(required=True)
     files.add_argument("--emit", metavar="FILE.py", type=Path,
                        help="Keras to torch: the source; the state dict is written beside it, as FILE.pt")  # fmt: skip
@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
                          help="Keras: of images at inputs and outputs; default: %(default)s")  # fmt: skip
     convert.add_argument("--dialect", help="Caffe: bvlc, ssd or opencv (the default)")
     convert.add_argument("--fold-batch-norm", action="store_true", help="Caffe: make it part of the convolutions")
+    convert.add_argument("--box", nargs=2, type=float, metavar=("LOWER", "UPPER"),
+                         help="optimization: bounds of all inputs; default: -1 1")  # fmt: skip
+    convert.add_argument("--tighten", choices=("lp", "milp"), help="optimization: improve the bounds that big-M needs")
     convert.add_argument("--trust", action="store_true", help="read a pickle, which can run code")
     convert.set_defaults(command=_convert)
 
@@ -124,6 +127,8 @@ def _check(options: argparse.Namespace) -> int:
     inputs = tuple(
         random_state(options.seed, number).standard_normal(shape) for number, shape in enumerate(options.input_shape)
     )
+    if way.representations[-1] == "optimization":  # such a model holds in a box, by default this one
+        inputs = tuple(array.clip(-1, 1) for array in inputs)
     records = check(
         model,
         options.converter,
@@ -160,10 +165,10 @@ def _convert(options: argparse.Namespace) -> int:
     from parity.cases.weights import random_state
     from parity.model_file import load_model, save_model
 
-    own = {"dialect": options.dialect, "fold_batch_norm": options.fold_batch_norm or None}
-    given = {name: value for name, value in own.items() if value is not None}
-    if given and options.to != "caffe":
-        raise ParityError(f"--{next(iter(given)).replace('_', '-')} is for --to caffe")
+    owners = {"dialect": "caffe", "fold_batch_norm": "caffe", "box": "optimization", "tighten": "optimization"}
+    given = {name: getattr(options, name) for name in owners if getattr(options, name)}
+    if strange := [name for name in given if owners[name] != options.to]:
+        raise ParityError(f"--{strange[0].replace('_', '-')} is for --to {owners[strange[0]]}")
     model = load_model(options.model, trust=options.trust)
     example = tuple(random_state(0, number).standard_normal(shape) for number, shape in enumerate(options.input_shape))
     artifact = convert(model, options.to, example, converter=options.converter, **given)

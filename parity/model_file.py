@@ -15,7 +15,8 @@ from parity.runtimes import representation_of
 KERAS_FILES = (".keras", ".h5", ".hdf5")
 
 
-ENDINGS = {"caffe": (".prototxt", ".caffemodel"), "onnx": (".onnx",), "casadi": (".casadi",), "torch": (".pt",)}
+ENDINGS = {"caffe": (".prototxt", ".caffemodel"), "onnx": (".onnx",), "casadi": (".casadi",), "torch": (".pt",),
+           "optimization": (".nl", ".col")}  # fmt: skip
 
 
 def load_model(name: str, *, trust: bool = False) -> Any:
@@ -55,6 +56,8 @@ def read_onnx(file: Path) -> Any:
 def save_model(artifact: Any, stem: str) -> list[Path]:
     """Write a converted model to the file or files of its representation, named `stem` and their endings."""
     kind = representation_of(artifact)
+    if kind == "optimization" and type(artifact).__name__ != "PyomoEmbedding":
+        raise ParityError("of solvers' models, Pyomo's are written to a file: name a pyomo converter")
     files = [Path(stem + ending) for ending in ENDINGS[kind or ""]]
     try:
         if kind == "caffe":
@@ -63,6 +66,10 @@ def save_model(artifact: Any, stem: str) -> list[Path]:
             save(artifact, *files)
         elif kind == "onnx":
             files[0].write_bytes(artifact.SerializeToString())
+        elif kind == "optimization":
+            from parity.runtimes.optimization.pyomo import write_nl
+
+            write_nl(artifact, files[0])
         elif kind == "casadi":
             artifact.save(str(files[0]))
         else:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
+from statistics import median
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -200,7 +201,7 @@ class _Examination:
                 yield self._record(point, **_refusal(error))
             return
         for point in plan:
-            yield self._record(point, **known, **self._check(point, conversion, target))
+            yield self._record(point, **(known | self._check(point, conversion, target)))
 
     def _record(self, point: Point, **columns: Any) -> Record:
         return replace(self.base, check=point.check, regime=point.regime, batch=point.batch, **columns)
@@ -259,6 +260,7 @@ class _Examination:
         weights = projection(self.reference.value(inputs).shape[1])
         model, check = self.source.model, point.check
         own_baseline = hasattr(target, "baseline")  # a target that is compared with another use of itself
+        conversions = []
 
         def build_source() -> Any:
             if own_baseline:
@@ -271,8 +273,9 @@ class _Examination:
         def build_target() -> Any:
             if own_baseline:
                 return target.caller(check, inputs, weights)
-            artifact = convert_along(self.chain, model, self.example).artifacts[-1]
-            return runtime_for(artifact, self.base.dtype).caller(check, inputs, weights)
+            conversion = convert_along(self.chain, model, self.example)
+            conversions.append(conversion.milliseconds)
+            return runtime_for(conversion.artifacts[-1], self.base.dtype).caller(check, inputs, weights)
 
         speed = compare_speed(build_source, build_target)
         if check in SOURCE_CALLS:
@@ -287,6 +290,7 @@ class _Examination:
             "speed_ratio": speed.ratio,
             "speed_low": speed.low,
             "speed_high": speed.high,
+            **({"convert_ms": median(conversions)} if conversions else {}),
         }
 
 

@@ -28,12 +28,17 @@ def test_kinked_layer(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain, checks=WITHOUT_SOLVER)
 
 
+@pytest.mark.parity(path="torch-optimization", families=("sequential",), cases=100, without=(*FORMULATIONS, *BY_SOLVER))
+def test_random_network(parity, parity_case, parity_chain):
+    parity.run(parity_case, parity_chain, checks=("value", "trace"))
+
+
 @pytest.mark.parity(path="torch-optimization", families=("sequential",))
 def test_network(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain, checks=(*WITHOUT_SOLVER, "fixed"))
 
 
-@pytest.mark.parity(path="torch-optimization", families=("perceptron", "rectifier", "digits"))
+@pytest.mark.parity(path="torch-optimization", families=("perceptron", "steep", "image", "rectifier", "digits"))
 def test_optimum(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain)
 
@@ -57,5 +62,6 @@ def test_adversarial_margin(parity):
     for name in ("casadi-big-m", "casadi-sos1"):
         embedding = parity.convert(model, "optimization", x, converter=name)
         parity.check(model, embedding, x, checks=("trace", "fixed", "optimum"))
-        margins.append(-runtime_for(embedding).maximise(np.array([-1.0])).value)
+        runtime = runtime_for(embedding)
+        margins.append(min(-runtime.maximise(-rival).value for rival in np.eye(embedding.outputs)))
     assert margins[0] == pytest.approx(margins[1], abs=1e-6)

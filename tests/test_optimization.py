@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import casadi
 import numpy as np
 import pytest
 import torch
@@ -15,11 +13,9 @@ import parity
 from parity.cases.case import case_from_id, case_ids
 from parity.checks.derivatives import projection
 from parity.checks.optimum import search
-from parity.converters import registry
 from parity.converters.registry import find_chain
 from parity.converters.torch_optimization import Complementarity, Direct, Smooth, Sos1
 from parity.converters.torch_optimization.capture import embed
-from parity.errors import ParityError, Unsupported
 from parity.paths import path
 from parity.pipeline import PLANS, examine
 from parity.records import DEGENERATE, PASS, UNSUPPORTED
@@ -78,12 +74,13 @@ def test_random_networks_pass_every_check(number: int, form: str) -> None:
         assert record.verdict in (PASS, UNSUPPORTED, DEGENERATE), record.summary()
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", [0, 1, 2, 7])
 def test_exact_formulations_of_rectifiers_agree_on_the_optimum(number: int) -> None:
+    """Number 7 is one whose optimum SCIP cuts off, unless its cuts from special ordered sets are off."""
     case = case_from_id(f"rectifier-0-{number}")
     model, x = case.model().double(), case.inputs("unit")
     optima = {}
-    for name in ("casadi-big-m", "casadi-sos1", "pyomo-big-m"):
+    for name in ("casadi-big-m", "casadi-sos1", "pyomo-big-m", "pyomo-sos1", "pyomo-complementarity"):
         embedding = parity.convert(model, "optimization", x, converter=name)
         weights = projection(embedding.outputs)
         solution = runtime_for(embedding).maximise(weights)
@@ -221,146 +218,36 @@ def test_wide_inputs_overflow_nowhere(name: str) -> None:
         assert np.isfinite(runtime_for(embedding).jacobian((x,))).all()
 
 
-def test_user_registers_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_LOWERINGS", dict(registry._LOWERINGS))
-
-    class Squash(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.relu(x) / (1 + torch.relu(x))
-
-    model = nn.Sequential(nn.Linear(2, 3), Squash(), nn.Linear(3, 1))
-    with pytest.raises(Unsupported, match="bounds of a divisor"):
-        convert(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), _Reciprocal()), "casadi-full-space")
-
-    @parity.lowers(Squash, to="optimization")
-    def squash(layer: nn.Module, x: Any) -> Any:
-        positive = x.relu()
-        return positive / (1 + positive)
-
-    x = np.random.RandomState(0).uniform(-1, 1, (5, 2))
-    for name in ("casadi-full-space", "casadi-big-m", "casadi-reduced-space"):
-        found = verdicts(model, convert(model, name), x, "value", "trace", "fixed")
-        assert {record.verdict for record in found.values()} == {PASS}, name
-
-
-class _Reciprocal(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x / x
-
-
-@pytest.mark.parametrize(
-    ("model", "shape", "reason"),
-    [
-        (nn.Sequential(nn.Linear(2, 2), nn.Mish()), (2,), "Mish"),
-        (nn.BatchNorm1d(2, track_running_stats=False), (2,), "running statistics"),
-        (nn.MaxPool2d(2, return_indices=True), (1, 4, 4), "return_indices"),
-        (nn.Softmax(0), (2,), "batch axis"),
-        (nn.Flatten(0), (2,), "batch axis"),
-        (nn.LSTM(2, 2), (3, 2), "LSTM"),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_converted_is_named(model: nn.Module, shape: tuple[int, ...], reason: str) -> None:
-    with pytest.raises(Unsupported, match=reason) as error:
-        convert(model, "casadi-full-space", shape)
-    assert "\n" not in str(error.value)
-
-
-def test_pyomo_says_which_functions_it_lacks() -> None:
-    with pytest.raises(Unsupported, match="GELU needs the error function"):
-        convert(nn.Sequential(nn.GELU()), "pyomo-full-space")
-    with pytest.raises(Unsupported, match=r"threshold=0\.5"):
-        convert(nn.Sequential(nn.Softplus(1.0, 0.5)), "pyomo-reduced-space")
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"box": (1, -1)}, "empty"),
-        ({"box": 3}, "box is"),
-        ({"box": ([0, 0, 0], 1)}, "box is"),
-        ({"config": {nn.Tanh: "big-m"}}, "Tanh"),
-        ({"config": {nn.ReLU: "bigger-m"}}, "bigger-m"),
-        ({"tighten": "more"}, "tighten"),
-    ],
-    ids=str,
-)
-def test_bad_options_are_one_line(options: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ParityError, match=reason):
-        convert(rectifier(), "casadi-big-m", **options)
-
-
-def test_big_m_without_a_box_is_refused() -> None:
-    with pytest.raises(Unsupported, match="finite box"):
-        convert(rectifier(), "casadi-big-m", box=(-np.inf, np.inf))
-
-
-def test_inputs_outside_the_box_are_told_apart_from_errors() -> None:
-    record = verdicts(rectifier(), convert(rectifier(), "casadi-big-m"), np.array([[3.0, 0.0]]), "trace")["trace"]
-    assert "outside the box" in record.message
-
-
-def test_the_model_takes_part_in_a_problem_of_the_user(tmp_path: Path) -> None:
-    """The input nearest to (0.9, 0.9) at which the network gives no more than at another point."""
-    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
-    torch.manual_seed(3)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter)
-    embedding = convert(model, "casadi-full-space")
-    opti = casadi.Opti()
-    x, y = embedding.add_to(opti)
-    opti.minimize(casadi.sumsqr(x - 0.9))
-    highest = float(model(torch.tensor([[-0.5, 0.2]]).double()).detach())
-    opti.subject_to(y <= highest)
-    opti.solver("ipopt", {"print_time": False, "ipopt": {"print_level": 0, "sb": "yes"}})
-    solution = opti.solve()
-    assert float(model(torch.tensor(solution.value(x))[None]).detach()) == pytest.approx(
-        float(solution.value(y)), abs=1e-6
-    )
-    assert float(solution.value(y)) <= highest + 1e-6
-
-
-def test_from_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from parity.cli import main
-
-    file = tmp_path / "model.pt"
-    torch.save(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), file)
-    code = main(["check", str(file), "--trust", "--input-shape", "1,2", "--path", "torch-optimization",
-                 "--converter", "casadi-big-m", "--check", "value", "--check", "jacobian"])  # fmt: skip
-    assert code == 0, capfd.readouterr().out
-
-
-def test_residuals_and_concatenation_between_layers() -> None:
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(3, 3)
-            self.outer = nn.Linear(9, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = torch.relu(self.inner(x)) + x
-            z = torch.cat([y, 2 * x - y, torch.nn.functional.gelu(y)], dim=1)
-            return self.outer(z.view(x.size(0), -1))
-
-    for name in ("casadi-full-space", "casadi-reduced-space", "casadi-big-m"):
-        x = np.random.RandomState(1).uniform(-1, 1, (6, 3))
-        model = Block()
-        found = verdicts(model, convert(model, name, 3), x, "value", "trace", "jacobian", "fixed")
-        assert {record.verdict for record in found.values()} == {PASS}, name
+def test_pyomo_names_what_is_used_twice() -> None:
+    """Its expressions are trees: unnamed, each of these layers would multiply the size of what is before it."""
+    torch.manual_seed(0)
+    layers = [part for _ in range(12) for part in (nn.LayerNorm(5), nn.Linear(5, 5), nn.Softmax(1))]
+    model = nn.Sequential(nn.Linear(5, 5), *layers, nn.Unflatten(1, (1, 5, 1)), nn.MaxPool2d((5, 1)))
+    embedding = convert(model, "pyomo-reduced-space", 5)
+    assert len(embedding.model.shared) < 12 * 50
+    x = np.random.RandomState(0).uniform(-1, 1, (3, 5))
+    assert verdicts(model, embedding, x, "value")["value"].verdict == PASS
 
 
 def test_two_exact_formulations_agree_on_the_margin_of_a_digit() -> None:
+    """The worst perturbation within the box makes another class win than the one that comes second without it."""
     pytest.importorskip("sklearn")
     case = case_from_id("digits-0-0")
     model, x = case.model().double(), case.inputs("unit")
+    unperturbed = model(torch.zeros(1, 64, dtype=torch.float64)).detach()[0]
+    assert len(unperturbed) == 9 and unperturbed.min() > 2
     margins = []
     for name in ("casadi-big-m", "casadi-sos1"):
-        solution = runtime_for(parity.convert(model, "optimization", x, converter=name)).maximise(-np.ones(1))
-        margins.append(-solution.value)
-        worst = float(model(torch.from_numpy(solution.x)[None]).detach())
-        assert worst == pytest.approx(margins[-1], abs=1e-7)
+        runtime = runtime_for(parity.convert(model, "optimization", x, converter=name))
+        ends = [runtime.maximise(-rival) for rival in np.eye(9)]
+        assert {end.outcome for end in ends} == {"optimal"}
+        rival = min(range(9), key=lambda number: -ends[number].value)
+        margins.append(-ends[rival].value)
+        attacked = model(torch.from_numpy(ends[rival].x)[None]).detach()[0]
+        assert float(attacked.min()) == pytest.approx(margins[-1], abs=1e-7)
+        assert rival == int(attacked.argmin()) != int(unperturbed.argmin())
     assert margins[0] == pytest.approx(margins[1], abs=1e-7)
-    assert margins[0] < float(model(torch.zeros(1, 64, dtype=torch.float64)).detach())
+    assert margins[0] < 0
 
 
 def test_records_hold_builtins_only() -> None:

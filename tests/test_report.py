@@ -18,6 +18,7 @@ from parity import report
 from parity.errors import ParityError
 from parity.records import Record, ResultsFile, load, to_table
 from parity.report import plots, tables
+from parity.report.formulations import formulations
 from parity.report.reading import read_records, read_run
 
 GOOD = Record(
@@ -238,6 +239,26 @@ def test_speed_verdict_needs_a_margin() -> None:
 
     intervals = [(1.06, 1.2), (0.7, 0.94), (0.98, 1.03), (1.01, 1.2), (0.5, 2.0), (math.nan, math.nan)]
     assert [verdict(*ends) for ends in intervals] == ["faster", "slower", "same", "unclear", "unclear", ""]
+
+
+def test_formulations_are_compared_by_ratios(tmp_path: Path) -> None:
+    solved = replace(TIMED, path="torch-optimization", case="surrogate-0-0", layers="Linear>ReLU", check="optimum")
+    first = replace(solved, converter="big-m", variables=30, constraints=20, binaries=8, convert_ms=5.0,
+                    target_us=4000.0, message="highs: Optimal, 0.1 s")  # fmt: skip
+    second = replace(first, converter="reduced-space", variables=2, constraints=0, binaries=0, convert_ms=10.0,
+                     speed_ratio=0.5, target_us=16000.0, message="ipopt: Solve_Succeeded, local only")  # fmt: skip
+    stuck = replace(second, converter="gray-box", verdict="degenerate", speed_ratio=None, target_us=None)
+    untimed = replace(stuck, case="digits-0-0")
+    page = report.write(written(tmp_path, [stuck, second, first, untimed])).read_text()
+    (network,) = formulations(read_run(tmp_path).table)
+    assert (network.case, network.layers) == ("surrogate-0-0", "Linear>ReLU")
+    assert network.rows == [
+        ("big-m", "proven", "30 (15.0×)", "20 (1.00×)", "8 (1.00×)", "5 (1.00×)", "4 (1.00×)"),
+        ("reduced-space", "local", "2 (1.00×)", "0", "0", "10 (2.00×)", "16 (4.00×)"),
+        ("gray-box", "degenerate", "2 (1.00×)", "0", "0", "10 (2.00×)", ""),
+    ]
+    assert "16 (4.00×)" in page and "| big-m | proven | 30 (15.0×) |" in (tmp_path / "summary.md").read_text()
+    assert formulations(to_table([GOOD, BAD])) == []
 
 
 @pytest.mark.parametrize(

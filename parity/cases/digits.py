@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from parity.cases.keras_backend import keras
-from parity.cases.keras_modules import fill
 from parity.errors import MissingPackage
+
+if TYPE_CHECKING:
+    from parity.cases.keras_backend import keras
 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
@@ -21,6 +24,9 @@ def load() -> tuple[np.ndarray, np.ndarray]:
 
 def train(model: keras.Model, seed: object, epochs: int = 4) -> float:
     """Train a model of images to logits, in place; gives its accuracy on images that it was not trained on."""
+    from parity.cases.keras_backend import keras
+    from parity.cases.keras_modules import fill
+
     fill(model, seed)
     keras.utils.set_random_seed(0)  # batches and dropout
     images, digits = load()

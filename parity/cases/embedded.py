@@ -15,7 +15,6 @@ from parity.cases.spec import ModelSpec, Node
 from parity.cases.torch_layers import TORCH
 from parity.cases.vocabulary import Arguments
 from parity.cases.weights import fill
-from parity.errors import ParityError
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +30,8 @@ PIECEWISE = ("ReLU", "LeakyReLU", "Hardtanh", "ReLU6")
 LARGEST = 12
 """Elements of a value that meets an activation: each may cost a binary."""
 HIDDEN, PIXELS, CLASSES = 12, 64, 10
-RADIUS = 0.04
-"""Half the width of the perturbation box of the classifier's image, whose pixels are in [0, 1]."""
+RADIUS = 0.1
+"""How far a pixel of the classifier's image may move, within [0, 1]."""
 
 
 def append(spec: ModelSpec, name: str, arguments: Arguments, *more: int) -> ModelSpec:
@@ -120,6 +119,37 @@ def perceptron(rng: Random, seed: int, number: int) -> ModelSpec:
     return append(append(spec, name, arguments), "Linear", {"in_features": 4, "out_features": 1, "bias": bias})
 
 
+def steep(rng: Random, seed: int, number: int) -> ModelSpec:
+    """A perceptron whose softplus meets numbers in the thousands, where exp overflows."""
+    spec = append(ModelSpec(((2,),), ()), "Linear", {"in_features": 2, "out_features": 4})
+    return append(append(spec, "Softplus", {}), "Linear", {"in_features": 4, "out_features": 1})
+
+
+def make_steep(model: Any, seed: object) -> None:
+    """Weights from the seed, those of the first layer a few thousand times larger."""
+    import torch
+
+    fill(model, seed)
+    with torch.no_grad():
+        next(model.children()).weight.mul_(4096)
+
+
+IMAGES: tuple[tuple[tuple[str, Arguments], ...], ...] = (
+    (("Conv2d", {"in_channels": 1, "out_channels": 2, "kernel_size": 2}), ("ReLU", {})),
+    (("Conv2d", {"in_channels": 1, "out_channels": 1, "kernel_size": 2, "bias": False}), ("ReLU", {})),
+    (("MaxPool2d", {"kernel_size": 2, "padding": 1}),),
+    (("AvgPool2d", {"kernel_size": 2, "stride": 1}),),
+)  # fmt: skip
+
+
+def image(rng: Random, seed: int, number: int) -> ModelSpec:
+    """The same for layers of images: 3 by 3 pixels, the layer, flattened, and a linear layer."""
+    spec = ModelSpec(((1, 3, 3),), ())
+    for name, arguments in (*IMAGES[number], ("Flatten", {})):
+        spec = append(spec, name, arguments)
+    return append(spec, "Linear", {"in_features": prod(spec.output_shape), "out_features": 1})
+
+
 def surrogate(rng: Random, seed: int, number: int) -> ModelSpec:
     """The two networks that formulations are timed on: rectifiers and tanh, 2-8-8-1."""
     activation = ("ReLU", "Tanh")[number]
@@ -131,13 +161,13 @@ def surrogate(rng: Random, seed: int, number: int) -> ModelSpec:
 
 
 def digits(rng: Random, seed: int, number: int) -> ModelSpec:
-    """A perturbation in [-1, 1] of every pixel of one image ↦ how much its own class wins over the next best."""
+    """A perturbation in [-1, 1] of every pixel of one image ↦ how much its own class wins over each of the others."""
     spec = ModelSpec(((PIXELS,),), ())
     for width in (PIXELS, HIDDEN):
         spec = append(spec, "Linear", {"in_features": PIXELS, "out_features": width})
     spec = append(spec, "ReLU", {})
     spec = append(spec, "Linear", {"in_features": HIDDEN, "out_features": CLASSES})
-    return append(spec, "Linear", {"in_features": CLASSES, "out_features": 1, "bias": False})
+    return append(spec, "Linear", {"in_features": CLASSES, "out_features": CLASSES - 1, "bias": False})
 
 
 def train_digits(model: Any, seed: object, epochs: int = 150) -> float:
@@ -147,14 +177,12 @@ def train_digits(model: Any, seed: object, epochs: int = 150) -> float:
     """
     import torch
 
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise ParityError("the family digits needs scikit-learn: pip install scikit-learn") from None
-    pixels, classes = load_digits(return_X_y=True)
-    x, labels = torch.from_numpy(pixels / 16).float(), torch.from_numpy(classes).long()
+    from parity.cases.digits import load
+
+    images, classes = load()
+    x, labels = torch.from_numpy(images.reshape(-1, PIXELS)), torch.from_numpy(classes).long()
     fill(model, seed)
-    perturb, hidden, _, output, margin = model.children()
+    perturb, hidden, _, output, margins = model.children()
     classifier = torch.nn.Sequential(hidden, torch.nn.ReLU(), output)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2, weight_decay=1e-4)
@@ -167,14 +195,15 @@ def train_digits(model: Any, seed: object, epochs: int = 150) -> float:
     with torch.no_grad():
         scores = classifier(x[1400:])
         image = int(str(seed).rpartition("-")[2] or 0)
-        _aim(perturb, margin, x[1400 + image], scores[image])
+        _aim(perturb, margins, x[1400 + image], int(scores[image].argmax()))
         return float((scores.argmax(1) == labels[1400:]).float().mean())
 
 
-def _aim(perturb: Any, margin: Any, image: torch.Tensor, scores: torch.Tensor) -> None:
-    """Make the first layer the perturbed image, and the last one the winner's lead over the runner-up."""
-    winner, rival = (int(index) for index in scores.topk(2).indices)
-    perturb.weight.copy_(RADIUS * perturb.weight.new_tensor(np.eye(PIXELS)))
-    perturb.bias.copy_(image)
-    margin.weight.zero_()
-    margin.weight[0, winner], margin.weight[0, rival] = 1.0, -1.0
+def _aim(perturb: Any, margins: Any, image: torch.Tensor, winner: int) -> None:
+    """Make the first layer the perturbed image, within [0, 1], and the last one the winner's lead over the others."""
+    low, high = (image - RADIUS).clamp(min=0), (image + RADIUS).clamp(max=1)
+    perturb.weight.copy_(((high - low) / 2).diag())
+    perturb.bias.copy_((high + low) / 2)
+    others = [number for number in range(CLASSES) if number != winner]
+    unit = np.eye(CLASSES)
+    margins.weight.copy_(margins.weight.new_tensor(unit[winner] - unit[others]))

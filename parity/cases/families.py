@@ -2,10 +2,11 @@
 
 For every source: `dag` (random graphs). For torch: `recipe` (the networks of a well-known PyTorch-to-CasADi recipe),
 `network` (the networks that speed is measured on), `pendulum` (a dynamics model trained on the spot), `vocabulary`
-(each layer once) and the convolutional networks of `parity.cases.cnn`; for solvers `perceptron`, `sequential`,
-`rectifier`, `surrogate` (the networks that formulations are timed on) and `digits` (a classifier trained on the spot)
-of `parity.cases.embedded`. For Keras: `network` (among them that of a well-known Keras-to-PyTorch recipe), `digits` (a
-classifier of handwritten digits, trained on the spot) and `application` (of `keras.applications`, with random weights).
+(each layer once) and the convolutional networks of `parity.cases.cnn`; for solvers, of `parity.cases.embedded`,
+`perceptron`, `steep`, `image`, `sequential`, `rectifier`, `surrogate` (the networks that formulations are timed on) and
+`digits` (a classifier trained on the spot). For Keras: `network` (among them that of a well-known Keras-to-PyTorch
+recipe), `digits` (a classifier of handwritten digits, trained on the spot) and `application` (of `keras.applications`,
+with random weights).
 """
 
 from __future__ import annotations
@@ -176,6 +177,8 @@ OWN = {
         Family("sequential", 8, embedded.sequential, random=True),
         Family("rectifier", 5, embedded.rectifier, random=True),
         Family("perceptron", len(embedded.PERCEPTRONS), embedded.perceptron),
+        Family("steep", 1, embedded.steep, initialise=embedded.make_steep),
+        Family("image", len(embedded.IMAGES), embedded.image),
         Family("surrogate", 2, embedded.surrogate),
         Family("digits", 1, embedded.digits, initialise=_train_margin),
     ),

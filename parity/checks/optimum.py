@@ -60,6 +60,7 @@ def check_optimum(source: Any, target: Any, inputs: Arrays, dtype: str) -> Findi
     words = _words(target, solutions)
     if trouble := _trouble(target, solutions, words):
         return trouble
+    span = f"from {-solutions[1].value:.9g} to {solutions[0].value:.9g}"
     findings = []
     for sign, solution in zip((1.0, -1.0), solutions, strict=True):
         signed = sign * weights
@@ -69,7 +70,7 @@ def check_optimum(source: Any, target: Any, inputs: Arrays, dtype: str) -> Findi
         gap = abs(solution.value - truth)
         best = search(source, target.embedding.lower, target.embedding.upper, inputs, signed)
         missed = best - solution.value
-        note = f"optimum {sign * solution.value:.9g}, claim off by {gap:.3g}"
+        note = f"{span}, claim off by {gap:.3g}"
         if solution.outcome == "optimal":
             gap = max(gap, missed)
             note += f", {missed:.3g} below the best found by search" if missed > allowed else ""

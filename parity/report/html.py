@@ -15,6 +15,7 @@ from typing import Any
 from parity.errors import MissingPackage
 from parity.records import BAD_VERDICTS, COLUMNS, VERDICTS, Record
 from parity.report import plots, tables
+from parity.report.formulations import EXPLANATION, MEASURES, formulations
 from parity.report.markdown import what_and_where
 from parity.report.reading import KINDS, Run
 from parity.report.sensitivities import sensitivity_plots
@@ -62,6 +63,9 @@ def _context(run: Run) -> dict[str, Any]:
         "ranking": tables.as_rows(tables.ranking(run.table, tables.CHAIN)),
         "matrices": tables.matrices(run.table),
         "worst": [row | {"sentence": what_and_where(row)} for row in cases],
+        "formulations": formulations(run.table),
+        "formulation_text": EXPLANATION,
+        "measures": MEASURES,
         "hidden_speeds": max(0, len(tables.speeds(run.table)) - plots.SPEED_ROWS),
     }
 

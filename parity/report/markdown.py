@@ -8,6 +8,7 @@ from typing import Any
 
 from parity.records import VERDICTS
 from parity.report import tables
+from parity.report.formulations import EXPLANATION, MEASURES, formulations
 from parity.report.reading import Run
 
 MATRIX_ROWS = 60
@@ -26,7 +27,7 @@ def summary(run: Run) -> str:
     sections = []
     if not run.table.empty:
         coverage = [part for matrix in tables.matrices(run.table) for part in _matrix(matrix)]
-        sections = [*_ranking(run), *coverage, *_speed(run), *_worst(run)]
+        sections = [*_ranking(run), *coverage, *_speed(run), *_formulations(run), *_worst(run)]
     return "\n\n".join([*head, *notices, *sections]) + "\n"
 
 
@@ -99,6 +100,15 @@ def _speed(run: Run) -> list[str]:
     ]
     header = ["converter", "case", "check", "timed", "speed [interval]", ""]
     return ["## Speed", table_of(header, rows, numbers_from=4), *more(len(timed), SPEED_ROWS, "timed cases")]
+
+
+def _formulations(run: Run) -> list[str]:
+    parts = []
+    for network in formulations(run.table):
+        rows = [[text(cell) for cell in row] for row in network.rows]
+        grid = table_of(["formulation", "optimum", *MEASURES], rows, numbers_from=2)
+        parts += [f"**{text(network.case)}** {text(network.layers)}", grid]
+    return ["## Formulations of a network inside a solver's model", EXPLANATION, *parts] if parts else []
 
 
 def what_and_where(row: Any) -> str:

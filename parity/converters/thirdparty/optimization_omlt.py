@@ -82,9 +82,15 @@ def _network(model: Any, example: tuple[Any, ...], lower: Any, upper: Any) -> An
     buffer: Any = io.BytesIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # it is deprecated, and the new one takes Softplus apart
-        torch.onnx.export(model, example, buffer, dynamo=False)
-    indices = np.ndindex(*example[0].shape)
-    bounds = {index: (float(low), float(high)) for index, low, high in zip(indices, lower, upper, strict=True)}
+        # Of an input without a fixed batch axis OMLT sees one sample, and only then takes convolutions. The exporter
+        # trips over the attribute `graph` of a torch.fx.GraphModule, which is put inside another module.
+        axes, whole = {"x": {0: "batch"}}, torch.nn.Sequential(model)
+        torch.onnx.export(whole, example, buffer, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    indices = np.ndindex(*example[0].shape[1:])
+    bounds = {
+        (index if len(index) > 1 else index[0]): (float(low), float(high))
+        for index, low, high in zip(indices, lower, upper, strict=True)
+    }
     try:
         return load_onnx_neural_network(onnx.load_from_string(buffer.getvalue()), input_bounds=bounds)
     except Exception as error:  # it raises plain Exception for nodes it does not know

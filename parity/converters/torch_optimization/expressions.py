@@ -5,7 +5,7 @@ Each expression is built by the function of the same name, which also does the i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -58,7 +58,7 @@ class Affine(Expression):
 
 @dataclass(frozen=True, eq=False)
 class Combination(Expression):
-    """An elementwise `sum`, `product` or `quotient`, a `maximum` of several, or a `stack` of one after the other."""
+    """An elementwise `sum`, `product`, `quotient` or `maximum`, or a `stack` of one after the other."""
 
     kind: str
     parts: tuple[Expression, ...]
@@ -152,8 +152,18 @@ def divide(first: Expression, second: Expression) -> Expression:
 
 
 def maximum(*parts: Expression) -> Expression:
-    lower, upper = np.max([part.lower for part in parts], axis=0), np.max([part.upper for part in parts], axis=0)
-    return Combination(lower, upper, "maximum", parts) if len(parts) > 1 else parts[0]
+    def larger(a: Expression, b: Expression) -> Expression:
+        return Combination(np.maximum(a.lower, b.lower), np.maximum(a.upper, b.upper), "maximum", (a, b))
+
+    return by_pairs(parts, larger)
+
+
+def by_pairs(parts: Sequence[Expression], join: Callable[[Expression, Expression], Expression]) -> Expression:
+    """All parts joined, neighbours first: nested log₂ n deep, since max(a, b) names a three times in some languages."""
+    while len(parts) > 1:
+        rest = parts[-1:] if len(parts) % 2 else ()
+        parts = (*map(join, parts[:-1:2], parts[1::2]), *rest)
+    return parts[0]
 
 
 def stack(*parts: Expression) -> Expression:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -210,13 +209,10 @@ class Builder:
         ]
         if isinstance(self.formulation, fm.Direct):
             return ex.maximum(*columns)
-        while len(columns) > 1:  # max(a, b) = a + max(b - a, 0)
-            pairs = [(a, b) for a, b in pairwise(columns)][::2]
-            rest = columns[-1:] if len(columns) % 2 else []
-            columns = [self._larger(a, b) for a, b in pairs] + rest
-        return columns[0]
+        return ex.by_pairs(columns, self._larger)
 
     def _larger(self, a: Expression, b: Expression) -> Expression:
+        """max(a, b) = a + max(b - a, 0)."""
         total = ex.add(a, self.relu(ex.subtract(b, a)))
         lower, upper = np.maximum(a.lower, b.lower), np.maximum(a.upper, b.upper)
         return ex.Combination(lower, upper, "sum", total.operands)

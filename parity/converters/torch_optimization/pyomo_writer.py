@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyomo.environ as pyo
 import scipy.sparse as sp
+from pyomo.core.expr.numeric_expr import LinearExpression, MonomialTermExpression
 
 from parity.converters.torch_optimization import expressions as ex
 from parity.converters.torch_optimization.expressions import Expression
@@ -16,6 +17,7 @@ from parity.converters.torch_optimization.program import Program
 from parity.embedding import Label, PyomoEmbedding, Size
 from parity.errors import Unsupported
 
+LINEAR = (int, float, LinearExpression, MonomialTermExpression)
 LOCAL = ("ipopt", "bonmin", "casadi:ipopt", "casadi:bonmin")
 
 
@@ -127,9 +129,8 @@ class Scalars:
         return result
 
     def _named(self, term: Any) -> Any:
-        if isinstance(term, int | float) or term.is_variable_type() or not term.is_expression_type():
-            return term
-        if term.polynomial_degree() in (0, 1):
+        """The same, and a name for it unless it is linear in variables: asking for its degree would walk all of it."""
+        if isinstance(term, LINEAR) or not term.is_expression_type() or term.is_named_expression_type():
             return term
         self.shared[len(self.shared)] = term
         return self.shared[len(self.shared) - 1]
@@ -139,7 +140,7 @@ class Scalars:
             return [element for part in parts for element in part]
         result = parts[0]
         for part in parts[1:]:
-            result = [COMBINATIONS[kind](a, b) for a, b in zip(result, part, strict=True)]
+            result = [self._named(COMBINATIONS[kind](a, b)) for a, b in zip(result, part, strict=True)]
         return result
 
     def apply(self, function: str, operand: list[Any], parameters: tuple[float, ...], bounds: Expression) -> list[Any]:
@@ -160,7 +161,7 @@ class Scalars:
         for group in groups:
             for index in group:
                 others = [pyo.exp(operand[other] - operand[index]) for other in group if other != index]
-                result[index] = 1 / (1 + sum(others)) if others else 1.0
+                result[index] = self._named(1 / (1 + sum(others))) if others else 1.0
         return result
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyomo.environ as pyo
+from pyomo.core.expr.visitor import StreamBasedExpressionVisitor
 
 from parity.embedding import FEASIBILITY, PyomoEmbedding
 from parity.errors import Unsupported
@@ -56,7 +57,7 @@ class PyomoOptimizationRuntime(OptimizationRuntime):
                 _assign(embedding.variables, embedding.assign(sample, {}))
             else:
                 return super().value(inputs)
-            results.append([float(pyo.value(each)) for each in embedding.y])
+            results.append(_evaluate(embedding.y))
         return np.array(results)
 
     def violations(self, x: np.ndarray, activations: Mapping[str, np.ndarray]) -> list[Violation]:
@@ -65,7 +66,7 @@ class PyomoOptimizationRuntime(OptimizationRuntime):
             return super().violations(x, activations)
         values = embedding.assign(x, activations)
         _assign(embedding.variables, values)
-        rows = np.array([float(pyo.value(row.body)) for row in embedding.rows])
+        rows = np.array(_evaluate([row.body for row in embedding.rows]))
         found = [
             *worst(values, *_limits(embedding.variables), embedding.labels),
             *worst(
@@ -111,10 +112,10 @@ class PyomoOptimizationRuntime(OptimizationRuntime):
             return Solution(outcome, status, clock.seconds)
         try:
             x = np.array([float(pyo.value(variable)) for variable in self.embedding.x])
-            value = sum(w * float(pyo.value(y)) for w, y in zip(weights, self.embedding.y, strict=True))
+            value = float(weights @ np.array(_evaluate(self.embedding.y)))
         except ValueError:  # stopped before any point was found
             return Solution(outcome, status, clock.seconds)
-        return Solution(outcome, status, clock.seconds, x, float(value))
+        return Solution(outcome, status, clock.seconds, x, value)
 
 
 def _by_pyomo(embedding: PyomoEmbedding) -> tuple[str, str]:
@@ -147,7 +148,8 @@ def _options(embedding: PyomoEmbedding) -> dict[str, Any]:
         return {"primal_feasibility_tolerance": FEASIBILITY, "mip_feasibility_tolerance": FEASIBILITY, "threads": 1,
                 "dual_feasibility_tolerance": FEASIBILITY, "mip_rel_gap": 0.0, "mip_abs_gap": FEASIBILITY}  # fmt: skip
     if embedding.solver == "scip":
-        return {"numerics/feastol": FEASIBILITY, "numerics/dualfeastol": FEASIBILITY, "limits/gap": 0.0}
+        return {"numerics/feastol": FEASIBILITY, "numerics/dualfeastol": FEASIBILITY, "limits/gap": 0.0,
+                "constraints/SOS1/autocutsfromsos1": False}  # they cut the optimum off (SCIP 10.0)  # fmt: skip
     if embedding.solver == "gurobi":
         return {"FeasibilityTol": FEASIBILITY, "IntFeasTol": FEASIBILITY, "MIPGap": 0.0, "Threads": 1}
     return {}
@@ -156,12 +158,10 @@ def _options(embedding: PyomoEmbedding) -> dict[str, Any]:
 def _by_casadi(embedding: PyomoEmbedding, solver: str) -> tuple[str, str]:
     """Through AMPL's file format, which CasADi reads: its Ipopt, Bonmin and HiGHS need no executable."""
     import casadi
-    from pyomo.repn.plugins.nl_writer import NLWriter
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.nl"
-        with file.open("w", newline="\n") as stream:
-            info = NLWriter().write(embedding.model, stream, linear_presolve=False, scale_model=False)
+        variables = _write(embedding.model, file)
         reader = casadi.NlpBuilder()
         reader.import_nl(str(file))
     problem = Problem(
@@ -174,9 +174,60 @@ def _by_casadi(embedding: PyomoEmbedding, solver: str) -> tuple[str, str]:
         integer=np.array(reader.discrete, dtype=bool),
     )
     end = solve(problem, solver, embedding.time_limit)
-    for variable, value in zip(info.variables, end.point, strict=True):
+    for variable, value in zip(variables, end.point, strict=True):
         variable.set_value(float(value), skip_validation=True)
     return end.outcome, end.status
+
+
+def write_nl(embedding: PyomoEmbedding, file: Path) -> None:
+    """In AMPL's format, with the outputs as variables `y`; the variables' names are in a file STEM.col beside it."""
+    model, outputs = embedding.model, range(len(embedding.y))
+    model.y = pyo.Var(outputs)
+    model.y_equation = pyo.Constraint(outputs, rule=lambda whole, index: whole.y[index] == embedding.y[index])
+    try:
+        names = [variable.name for variable in _write(model, file)]
+        file.with_suffix(".col").write_text("\n".join(names) + "\n", encoding="utf-8")
+    finally:
+        model.del_component("y_equation")
+        model.del_component("y")
+
+
+def _write(model: Any, file: Path) -> list[Any]:
+    """Write without comments, which CasADi cannot read; gives the variables in the file's order."""
+    from pyomo.repn.plugins.nl_writer import NLWriter
+
+    with file.open("w", encoding="utf-8", newline="\n") as stream:
+        return list(NLWriter().write(model, stream, linear_presolve=False, scale_model=False).variables)
+
+
+class _Evaluator(StreamBasedExpressionVisitor):
+    """Pyomo's arithmetic, each named expression once: `pyo.value` walks through it again wherever it is used."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, float] = {}
+        super().__init__()
+
+    def initializeWalker(self, expression: Any) -> tuple[bool, Any]:
+        return self.beforeChild(None, expression, 0)
+
+    def beforeChild(self, node: Any, child: Any, index: int) -> tuple[bool, Any]:
+        if isinstance(child, int | float):
+            return False, child
+        if not child.is_expression_type():
+            return False, pyo.value(child)
+        return id(child) not in self.known, self.known.get(id(child))
+
+    def exitNode(self, node: Any, values: list[Any]) -> Any:
+        result = node._apply_operation(values)
+        if node.is_named_expression_type():
+            self.known[id(node)] = result
+        return result
+
+
+def _evaluate(expressions: Any) -> list[float]:
+    """Their values at those of the variables; raises ValueError where one has none."""
+    evaluator = _Evaluator()
+    return [float(evaluator.walk_expression(each)) for each in expressions]
 
 
 def _assign(variables: Any, values: np.ndarray) -> None:
