@@ -323,6 +323,24 @@ def test_summary_is_markdown_that_no_message_breaks(tmp_path: Path) -> None:
     assert len(text) < 10_000
 
 
+def test_expected_failures_are_told_from_others(tmp_path: Path) -> None:
+    known = replace(BAD, message="expected: a known error of the exporter", blame_layer="")
+    page = Page(report.write(written(tmp_path / "known", [GOOD, known])))
+    assert "✗ fail (all expected)" in page.text and "1 (all expected)" in page.text
+    assert "Largest errors" in page.text and "Worst cases" not in page.text
+    assert "failed · " not in page.text, "nor in the title"
+    summary = report.summary(tmp_path / "known")
+    assert "✗ 1 fail (all expected)" in summary and "a known error" not in summary
+
+    both = written(tmp_path / "both", [GOOD, known, replace(BAD, case="Linear-0-9")])
+    summary = report.summary(both)
+    assert "✗ 2 fail (1 expected)" in summary
+    worst = summary.partition("## Worst cases")[2]
+    assert "Linear-0-9" in worst and "a known error" not in worst
+    page = Page(report.write(both))
+    assert "1 failed" in page.text and page.cell("Linear", "value").startswith("✗ 1/3")
+
+
 def test_comparison_finds_regressions_and_fixes(tmp_path: Path) -> None:
     cases = [replace(GOOD, case=f"Linear-0-{n}") for n in range(5)]
     broken = [replace(record, verdict="fail", error_ratio=50.0) for record in cases]
