@@ -26,7 +26,7 @@ def test_speed(parity, parity_case, parity_chain):
 
 @pytest.mark.parity(path="ocp-sensitivity", families=("batch",), without=("acados", "finite-differences", *WRONG))
 def test_batch(parity, parity_case, parity_chain):
-    """Two engines share a batch, each in a thread of its own (acados' are processes), against one that solves it all."""
+    """Two engines share a batch, each in its own thread (acados' are processes), against one that solves it all."""
     parity.run(parity_case, parity_chain, speed=True)
 
 

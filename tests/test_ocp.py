@@ -34,13 +34,20 @@ def engine(name: str, problem: OptimalControlProblem) -> SolutionMap:
 
 
 def problem(
-    *, horizon: int = 3, bound: float = 1.0, cost: Callable[..., casadi.SX] | None = None, name: str = "small"
+    *,
+    horizon: int = 3,
+    bound: float = 1.0,
+    state_bound: float = np.inf,
+    cost: Callable[..., casadi.SX] | None = None,
+    name: str = "small",
 ) -> OptimalControlProblem:
-    """x⁺ = x + u, |u| ≤ bound, min Σ (x-p)² + u² unless another stage cost is given."""
+    """x⁺ = x + u, |u| ≤ bound, |x| ≤ state_bound, min Σ (x-p)² + u² unless another stage cost is given."""
     x, u, p = casadi.SX.sym("x"), casadi.SX.sym("u"), casadi.SX.sym("p")
     stage = cost(x, u, p) if cost else (x - p) ** 2 + u**2
-    bounds = (np.array([-bound]), np.array([bound]))
-    return OptimalControlProblem(name, horizon, x, u, p, x + u, stage, (x - p) ** 2, control_bounds=bounds)
+    of_control, of_state = ((np.array([-each]), np.array([each])) for each in (bound, state_bound))
+    return OptimalControlProblem(
+        name, horizon, x, u, p, x + u, stage, (x - p) ** 2, control_bounds=of_control, state_bounds=of_state
+    )
 
 
 def finding(problem: OptimalControlProblem, target: SolutionMap, point: np.ndarray):
@@ -352,13 +359,8 @@ def test_a_flat_direction_is_degenerate_or_an_error_and_never_a_pass() -> None:
 
 @pytest.mark.parametrize("name", ["kkt", "casadi-nlpsol", "casadi-nlpsol-sqpmethod", "casadi-nlpsol-fatrop"])
 def test_an_infeasible_problem_is_a_clear_error(name: str) -> None:
-    x, u, p = casadi.SX.sym("x"), casadi.SX.sym("u"), casadi.SX.sym("p")
-    impossible = OptimalControlProblem(
-        "impossible", 2, x, u, p, x + u, x**2 + u**2, x**2, control_bounds=(np.array([-1.0]), np.array([1.0])),
-        state_bounds=(np.array([-1.0]), np.array([1.0])),
-    )  # fmt: skip
     with pytest.raises(SolveFailure, match=r"ipopt|sqpmethod|fatrop"):
-        engine(name, impossible).solve(np.array([10.0, 0.0]))
+        engine(name, problem(state_bound=1.0)).solve(np.array([10.0, 0.0]))
 
 
 def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch, tmp_path) -> None:

@@ -1,7 +1,7 @@
 """Plain central differences of an engine's own solves, over many steps: the curve that shows why the step matters.
 
-The error falls with the square of the step, until the solver's own errors, divided by the step, take over. The best step
-is judged; what any other gives is shown.
+The error falls with the square of the step, until the solver's own errors, divided by the step, take over. The best
+step is judged; what the others give is shown.
 """
 
 from __future__ import annotations

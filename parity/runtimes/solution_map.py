@@ -18,7 +18,6 @@ from parity.cases.ocp import OptimalControlProblem
 from parity.errors import ParityError
 from parity.runtimes import Arrays
 
-
 Answer = TypeVar("Answer")
 Function = Callable[[np.ndarray], np.ndarray]
 TIMED_STEP = 1e-5
