@@ -76,9 +76,7 @@ class OfficialMap(SolutionMap):
         stages = list(range(problem.horizon + 1))
         parts = []
         for what in ("initial_state", "p_global"):
-            found = self.solver.eval_solution_sensitivity(
-                stages, what, return_sens_x=True, return_sens_u=True, sanity_checks=False
-            )
+            found = self.solver.eval_solution_sensitivity(stages, what, return_sens_x=True, return_sens_u=True)
             parts.append((np.stack(found["sens_x"]), np.stack(found["sens_u"][: problem.horizon])))
         states, controls = (np.concatenate([part[side] for part in parts], axis=-1) for side in (0, 1))
         return Sensitivity(states, controls, self._value_gradient())
@@ -93,9 +91,7 @@ class OfficialMap(SolutionMap):
             seed_u=[(stage, seed.controls[stage][:, None]) for stage in stages[:-1]],
             sanity_checks=False,
         ).ravel()
-        found = self.solver.eval_solution_sensitivity(
-            stages, "initial_state", return_sens_x=True, return_sens_u=True, sanity_checks=False
-        )
+        found = self.solver.eval_solution_sensitivity(stages, "initial_state", return_sens_x=True, return_sens_u=True)
         by_state = sum(seed.states[stage] @ found["sens_x"][stage] for stage in stages)
         by_state = by_state + sum(seed.controls[stage] @ found["sens_u"][stage] for stage in stages[:-1])
         return np.concatenate([by_state, by_parameter]) + seed.value * self._value_gradient()
