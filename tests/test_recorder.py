@@ -221,7 +221,8 @@ def test_a_folder_that_a_test_removes(pytester, run_parity, temporary):
 
 
 def test_a_killed_run_leaves_a_report(pytester, frameworks):
-    command = [sys.executable, "-m", "pytest", "--parity", "--parity-report=report", "-q"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:randomly", "--parity", "--parity-path=torch-casadi"]
+    command += ["--parity-report=report", "-q"]
     process = subprocess.Popen(command, cwd=pytester.path, stdout=subprocess.DEVNULL)
     results = pytester.path / "report/results.csv"
     wait(lambda: results.exists() and results.read_text(encoding="utf-8").count("\n") > 20)
