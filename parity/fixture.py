@@ -11,7 +11,7 @@ import pytest
 
 from parity.deviations import Deviation, explanation, overdue
 from parity.errors import ParityError
-from parity.records import UNSUPPORTED, Record
+from parity.records import EXPECTED, UNSUPPORTED, Record
 
 if TYPE_CHECKING:
     from parity.cases.case import Case
@@ -101,7 +101,7 @@ class Parity:
             if record.family != "own":
                 record = replace(record, reproducer=reproducer(record))
             if reason := explanation(deviations, record):
-                record = replace(record, message="; ".join(filter(None, [f"expected: {reason}", record.message])))
+                record = replace(record, message="; ".join(filter(None, [EXPECTED + reason, record.message])))
             if record.speed_ratio is not None and "PYTEST_XDIST_WORKER" in os.environ:
                 record = replace(record, message=f"{record.message}; timed under pytest-xdist, beside other tests")
             self._request.node.user_properties.append((PROPERTY, record.to_plain()))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +12,7 @@ from torch.autograd.function import once_differentiable
 from parity.cases.ocp import OptimalControlProblem
 from parity.converters.registry import find_converter
 from parity.errors import ParityError
-from parity.runtimes.solution_map import Adjoint, Sensitivity, Solution, SolutionMap, SolveFailure
-
-Answer = TypeVar("Answer")
+from parity.runtimes.solution_map import Adjoint, Sensitivity, Solution, SolutionMap, SolveFailure, each_row
 
 
 class Optimum(NamedTuple):
@@ -101,22 +98,9 @@ class OcpLayer(torch.nn.Module):
             except SolveFailure as failure:
                 return str(failure)
 
-        answers = self._each_row(len(points), solve)
+        answers = each_row(self._maps, len(points), solve)
         self._last = [None if isinstance(answer, str) else answer[0] for answer in answers]
         return answers
-
-    def _each_row(self, rows: int, work: Callable[[SolutionMap, int], Answer]) -> list[Answer]:
-        """Row i is always the business of engine i modulo the number of engines, so that warm starts stay with it."""
-        count = len(self._maps)
-
-        def share(number: int) -> list[Answer]:
-            return [work(self._maps[number], row) for row in range(number, rows, count)]
-
-        if count == 1:
-            return share(0)
-        with ThreadPoolExecutor(count) as pool:
-            shares = list(pool.map(share, range(count)))
-        return [shares[row % count][row // count] for row in range(rows)]
 
 
 class _Solve(torch.autograd.Function):
@@ -159,5 +143,5 @@ class _Solve(torch.autograd.Function):
             solution, sensitivity = answer
             return seed.of(sensitivity) if sensitivity is not None else engine.adjoint(solution, seed)
 
-        found = np.stack(ctx.layer._each_row(len(answers), differentiate))
+        found = np.stack(each_row(ctx.layer._maps, len(answers), differentiate))
         return torch.from_numpy(found).to(ctx.device, ctx.dtype), None

@@ -21,7 +21,7 @@ from parity.checks.derivatives import check_hessian, check_jacobian, check_vjp, 
 from parity.checks.optimum import check_fixed, check_optimum, search_call
 from parity.checks.sensitivity import check_sensitivity
 from parity.checks.solution import check_solution
-from parity.checks.steps import STEP_CHECKS
+from parity.checks.steps import check_steps
 from parity.checks.trace import check_trace
 from parity.checks.training import check_structure, check_training
 from parity.checks.value import check_value
@@ -46,6 +46,7 @@ CHECKS = {
     "optimum": check_optimum,
     "solution": check_solution,
     "sensitivity": check_sensitivity,
+    "steps": check_steps,
 }
 SOURCE_CALLS = {"optimum": search_call}
 """How the source does the work of a check, where that is no evaluation."""
@@ -88,7 +89,8 @@ PLAN = (
 VALUE = tuple(point for point in PLAN if point.check == "value")
 PLANS = {
     "ocp-sensitivity": (Point("solution", batch=3), Point("sensitivity"), Point("sensitivity", "another")),
-    "ocp-sensitivity steps": tuple(map(Point, STEP_CHECKS)),
+    "ocp-sensitivity steps": (Point("steps"),),
+    "ocp-sensitivity batch": (Point("solution", batch=16),),
     "torch-onnx": VALUE,
     "torch-onnx-caffe": VALUE,
     "torch-onnx-caffe-onnx-torch": VALUE,
@@ -111,7 +113,7 @@ PLANS = {
 """Where it is another: on a path, or in one family there. A gradient replaces Jacobians where outputs are many and
 batches large. Whole applications are costly, and deep enough for rounding to flip a ReLU, which a gradient shows. A
 network inside a solver's model holds for inputs in [-1, 1]: it is checked without a solver first, then with it."""
-SPEED_BATCHES = {"keras-torch": (1, 64)}
+SPEED_BATCHES = {"keras-torch": (1, 64), "ocp-sensitivity": (1, 16)}
 """Sizes of the batches that speed is measured for; elsewhere 1."""
 SPEED_REGIMES = {"torch-optimization": "unit"}
 """The inputs that speed is measured at; elsewhere `normal`."""
@@ -126,10 +128,10 @@ def timed(plan: Sequence[Point], path: str = "") -> tuple[Point, ...]:
     """The same plan with every check timed at usual inputs, for batches of the path's sizes."""
     batches, regime = SPEED_BATCHES.get(path, (1,)), SPEED_REGIMES.get(path, "normal")
     values = [Point("value", regime, batch) for batch in batches]
-    if any(point.check == "sensitivity" for point in plan):  # a solution map is timed by its sensitivities
+    if any(point.check in ("solution", "sensitivity") for point in plan):  # a solution map has no cheaper call
         values = []
     points = (*plan, *(point for point in values if point not in plan))
-    calls = ("value", "jacobian", "hessian", "vjp", "fixed", "optimum", "sensitivity")
+    calls = ("value", "jacobian", "hessian", "vjp", "fixed", "optimum", "solution", "sensitivity")
     chosen = {p for p in points if p.check in calls and p.regime == regime and p.batch in batches}
     return tuple(replace(point, timed=point.batch if point in chosen else 0) for point in points)
 
@@ -225,7 +227,7 @@ class _Examination:
         return columns
 
     def _find(self, point: Point, reference: Any, target: Any, inputs: Arrays) -> Finding:
-        return {**CHECKS, **STEP_CHECKS}[point.check](reference, target, inputs, self.base.dtype)
+        return CHECKS[point.check](reference, target, inputs, self.base.dtype)
 
     def _overflows(self, inputs: Arrays) -> bool:
         """Whether the source, in this precision, gives infinities or NaN where it does not in float64."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from parity.fixture import PROPERTY
-from parity.records import VERDICTS, Record
+from parity.records import FAIL, VERDICTS, Record, expected_remark
 from parity.run_folder import RunFolder
 
 
@@ -38,7 +38,10 @@ class Recorder:
         terminalreporter.section("parity")
         for notice in self.folder.notices:
             terminalreporter.write_line(notice, yellow=True)
-        found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+        remarks = {FAIL: expected_remark(counts[FAIL], sum(record.expected for record in self.folder.records))}
+        found = ", ".join(
+            f"{counts[verdict]} {verdict}{remarks.get(verdict, '')}" for verdict in VERDICTS if counts[verdict]
+        )
         terminalreporter.write_line(f"{len(self.folder.records)} checks of {cases} cases: {found or 'none ran'}")
         terminalreporter.write_line(f"report: {self.folder.index}")
         self._write_job_summary(terminalreporter)

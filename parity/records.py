@@ -23,6 +23,8 @@ CRASH, TIMEOUT, DEGENERATE = "crash", "timeout", "degenerate"
 VERDICTS = (PASS, FAIL, UNSUPPORTED, ERROR, CRASH, TIMEOUT, DEGENERATE)
 BAD_VERDICTS = (FAIL, ERROR, CRASH, TIMEOUT)
 """Verdicts that make a run red. `unsupported` and `degenerate` are shown and counted, and redden nothing."""
+EXPECTED = "expected: "
+"""How the message of a failure begins that a list of known deviations explains: it is shown, and reddens nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,16 @@ class Record:
         if self.blame_layer:
             line += f", first diverges at {self.blame_layer}"
         return line + (f": {self.message}" if self.message else "")
+
+    @property
+    def expected(self) -> bool:
+        """Whether this is a failure that a list of known deviations explains."""
+        return self.verdict == FAIL and self.message.startswith(EXPECTED)
+
+
+def expected_remark(failures: int, expected: int) -> str:
+    """What is said behind a number of failures: ` (all expected)`, ` (3 expected)`, or nothing."""
+    return f" ({'all' if expected == failures else expected} expected)" if expected else ""
 
 
 COLUMNS = tuple(field.name for field in fields(Record))

@@ -4,8 +4,12 @@ from parity.deviations import Deviation
 
 STAGES = ("ocp→solution-map",)
 CURVED = ("pendulum", "vanderpol", "chain", "quadrotor", "learned", "scaling")
-"""Families of nonlinear dynamics where some control is free: there the multipliers' terms of the Hessian count.
-(`cartpole` has cases where every control lies at a bound.)"""
+"""Families of nonlinear dynamics where some control is free: there the multipliers' terms of the Hessian count."""
+
+
+def _curved(case):
+    """Every third `cartpole` has all of its controls at a bound: no Hessian moves them."""
+    return case.family in CURVED or (case.family == "cartpole" and case.number % 3 != 2)
 
 
 def _engine(reason, *names, certain=lambda case: False):
@@ -19,7 +23,7 @@ KNOWN_WRONG = (
     ),
     _engine(
         "the Gauss-Newton Hessian lacks the multipliers' terms", "acados-gauss-newton",
-        certain=lambda case: case.family in CURVED,
+        certain=_curved,
     ),
     _engine("inactive bounds keep multipliers of 1e-11 and are counted as active", "casadi-nlpsol-ipopt-plain"),
     _engine("min_lam drops equations whose multiplier is zero, too", "casadi-nlpsol-ipopt-min-lam"),

@@ -1,7 +1,8 @@
 """A network in a controller: nonlinear model predictive control of a pendulum, its model learnt by a torch network.
 
 What a converted model is for. The network is trained by the case `pendulum-0-0` on one time step of the pendulum, the
-reference converter makes it a `casadi.Function`, and Ipopt plans with it, using its exact derivatives.
+reference converter makes it a `casadi.Function`, and Ipopt (`Controller`) or acados (`control_problem`) plans with it,
+using its exact derivatives.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     import casadi
+    import torch
+
+    from parity.cases.ocp import OptimalControlProblem
 
 HORIZON = 20
 LARGEST_TORQUE = 3.0
@@ -55,3 +59,19 @@ class Controller:
         solution = self.opti.solve()
         self.opti.set_initial(solution.value_variables())
         return Plan(solution.value(self.states).T, solution.value(self.torques).ravel())
+
+
+def control_problem(network: torch.nn.Module) -> OptimalControlProblem:
+    """The controller's problem for any engine, such as `acados-polished`; its parameter is the angle to hold."""
+    import casadi
+
+    from parity.cases.ocp import LearnedTerm, OptimalControlProblem
+
+    state, torque, angle = (casadi.SX.sym(*each) for each in (("state", 2), ("torque",), ("angle",)))
+    change = casadi.SX.sym("change", 2)
+    cost = 10 * (state[0] - angle) ** 2 + 0.1 * state[1] ** 2
+    bound = np.array([LARGEST_TORQUE])
+    return OptimalControlProblem(
+        "held pendulum", HORIZON, state, torque, angle, state + change, cost + 1e-3 * torque**2, cost,
+        control_bounds=(-bound, bound), learned=LearnedTerm(lambda: network, casadi.vertcat(state, torque), change),
+    )  # fmt: skip

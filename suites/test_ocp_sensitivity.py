@@ -24,6 +24,12 @@ def test_speed(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain, checks=("sensitivity",), regimes=("normal",), speed=True)
 
 
+@pytest.mark.parity(path="ocp-sensitivity", families=("batch",), without=("acados", "finite-differences", *WRONG))
+def test_batch(parity, parity_case, parity_chain):
+    """Two engines share a batch, each in its own thread (acados' are processes), against one that solves it all."""
+    parity.run(parity_case, parity_chain, speed=True)
+
+
 @pytest.mark.parity(path="ocp-sensitivity", families=("steps",), without=(*RIGHT, *WRONG, *ABSENT))
 def test_steps(parity, parity_case, parity_chain):
     """How far off central differences are by their step: of tight solves, and of loose ones, which have a floor."""

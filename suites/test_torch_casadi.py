@@ -22,7 +22,6 @@ def test_network_in_a_controller():
 
     import parity
     from parity.cases.case import case_from_id
-    from parity.cases.pendulum import step
 
     case = case_from_id("pendulum-0-0")
     network = case.model().double()
@@ -36,8 +35,45 @@ def test_network_in_a_controller():
     assert np.abs(predicted - plan.states[1:]).max() < 1e-8
     assert np.abs(plan.torques).max() <= LARGEST_TORQUE + 1e-6
 
+    _assert_held(lambda state: controller.plan(state).torques[0])
+
+
+@pytest.mark.parity(path="torch-casadi")
+def test_network_in_a_controller_of_acados():
+    """The same by acados, in a process of its own, with a network so small that its code compiles in a second."""
+    import numpy as np
+    import torch
+    from parity.suites.nmpc import control_problem
+
+    import parity
+    from parity.cases.pendulum import train
+
+    nn = torch.nn
+    network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+    train(network, "acados", epochs=3000)
+    problem = control_problem(network)
+    try:
+        solver = parity.convert(problem, "solution-map", np.zeros((1, 3)), converter="acados-polished")
+    except (parity.MissingPackage, parity.Unsupported) as reason:
+        pytest.skip(str(reason))
+    plans = [None]
+
+    def torque(state):
+        plans.append(solver.solve(np.append(state, 0.2), plans[-1]))
+        return plans[-1].controls[0, 0]
+
+    _assert_held(torque)
+    solver.close()
+
+
+def _assert_held(torque):
+    """The real pendulum ends at 0.2 rad, at rest."""
+    import numpy as np
+
+    from parity.cases.pendulum import step
+
+    state = np.array([-0.5, 0.0])
     for _ in range(40):
-        torque = controller.plan(state).torques[0]
-        state = step(state[None], np.array([torque]))[0]
+        state = step(state[None], np.array([torque(state)]))[0]
     assert abs(state[0] - 0.2) < 0.05
     assert abs(state[1]) < 0.1

@@ -19,10 +19,10 @@ from parity.converters.ocp_sensitivity.kkt_map import KktMap
 from parity.converters.registry import find_converter
 from parity.records import DEGENERATE, ERROR, FAIL, PASS, UNSUPPORTED
 from parity.runtimes import representation_of, runtime_for
-from parity.runtimes.differencing import same_branch, step_curve
+from parity.runtimes.differencing import same_branch
 from parity.runtimes.ocp import OcpRuntime
 from parity.runtimes.optimality import OptimalitySystem, Polished
-from parity.runtimes.solution_map import Adjoint, SolutionMap, SolutionMapRuntime, SolveFailure
+from parity.runtimes.solution_map import Adjoint, SolutionMap, SolutionMapRuntime, SolveFailure, central_differences
 
 EXACT = ("kkt", "finite-differences", "casadi-nlpsol", "casadi-nlpsol-sqpmethod", "casadi-nlpsol-ipopt-min-lam")
 SMOOTH = ("integrator-0-0", "pendulum-0-0", "cartpole-0-1", "cartpole-0-2", "vanderpol-0-1", "chain-0-0", "learned-0-0")
@@ -34,13 +34,20 @@ def engine(name: str, problem: OptimalControlProblem) -> SolutionMap:
 
 
 def problem(
-    *, horizon: int = 3, bound: float = 1.0, cost: Callable[..., casadi.SX] | None = None, name: str = "small"
+    *,
+    horizon: int = 3,
+    bound: float = 1.0,
+    state_bound: float = np.inf,
+    cost: Callable[..., casadi.SX] | None = None,
+    name: str = "small",
 ) -> OptimalControlProblem:
-    """x⁺ = x + u, |u| ≤ bound, min Σ (x-p)² + u² unless another stage cost is given."""
+    """x⁺ = x + u, |u| ≤ bound, |x| ≤ state_bound, min Σ (x-p)² + u² unless another stage cost is given."""
     x, u, p = casadi.SX.sym("x"), casadi.SX.sym("u"), casadi.SX.sym("p")
     stage = cost(x, u, p) if cost else (x - p) ** 2 + u**2
-    bounds = (np.array([-bound]), np.array([bound]))
-    return OptimalControlProblem(name, horizon, x, u, p, x + u, stage, (x - p) ** 2, control_bounds=bounds)
+    of_control, of_state = ((np.array([-each]), np.array([each])) for each in (bound, state_bound))
+    return OptimalControlProblem(
+        name, horizon, x, u, p, x + u, stage, (x - p) ** 2, control_bounds=of_control, state_bounds=of_state
+    )
 
 
 def finding(problem: OptimalControlProblem, target: SolutionMap, point: np.ndarray):
@@ -139,11 +146,12 @@ def test_central_differences_err_by_the_square_of_their_step_and_then_by_roundin
     case = case_from_id("pendulum-0-1", "ocp")
     runtime = OcpRuntime(case.model())
     at = runtime.polished(case.inputs()[0][0])
-    steps = np.array([1e-2, 1e-3, 1e-4, 1e-6, 1e-10])
-    errors = step_curve(same_branch(runtime.system, at), at.point, runtime.implicit(at).flat, steps)
+    evaluate, truth = same_branch(runtime.system, at), runtime.implicit(at).flat
+    steps = (1e-2, 1e-3, 1e-4, 1e-6, 1e-10)
+    errors = [np.abs(central_differences(evaluate, at.point, step) - truth).max() for step in steps]
     assert errors[0] / errors[1] == pytest.approx(100, rel=0.2)
     assert errors[1] / errors[2] == pytest.approx(100, rel=0.2)
-    assert errors[3] < 1e-9
+    assert errors[3] < 1e-9 * np.abs(truth).max()
     assert errors[4] > 10 * errors[3]
 
 
@@ -272,6 +280,25 @@ def test_a_warm_start_at_the_solution_changes_nothing(name: str) -> None:
     assert difference < 1e-8 * np.abs(made.sensitivity(cold).flat).max()
 
 
+def test_a_curve_over_steps_has_its_best_step_judged() -> None:
+    case = case_from_id("steps-0-0", "ocp")
+    (record,) = parity.check(
+        case.model(), "finite-differences", case.inputs()[0], checks=["steps"], path="ocp-sensitivity"
+    )
+    assert record.verdict == PASS
+    assert record.message.count("at step") == 10
+    assert record.max_abs < 1e-9
+
+
+def test_a_solver_that_gets_stuck_is_started_at_the_solution() -> None:
+    case = case_from_id("vanderpol-7-3", "ocp")
+    (point,) = case.inputs("normal", 3)
+    (record,) = parity.check(
+        case.model(), "casadi-nlpsol-sqpmethod", point, checks=["solution"], path="ocp-sensitivity"
+    )
+    assert record.verdict == PASS
+
+
 # --- where the derivative ends ----------------------------------------------------------------------------------------
 
 
@@ -302,6 +329,14 @@ def test_a_wrong_derivative_is_wrong_at_a_weakly_active_bound_too() -> None:
     assert finding(model, broken, kink(1e-5)).verdict == FAIL
 
 
+def test_a_saddle_point_is_degenerate() -> None:
+    """Its derivative is right there; but it is no minimum, and IPOPT would walk away from it."""
+    case = case_from_id("learned-7-2", "ocp")
+    found = finding(case.model(), engine("casadi-nlpsol-sqpmethod", case.model()), case.inputs("another")[0][0])
+    assert found.verdict == DEGENERATE
+    assert "not positive definite (second-order conditions)" in found.message
+
+
 def test_away_from_the_bound_it_is_judged() -> None:
     model = problem(horizon=1)
     for offset in (0.1, -0.1):
@@ -324,13 +359,8 @@ def test_a_flat_direction_is_degenerate_or_an_error_and_never_a_pass() -> None:
 
 @pytest.mark.parametrize("name", ["kkt", "casadi-nlpsol", "casadi-nlpsol-sqpmethod", "casadi-nlpsol-fatrop"])
 def test_an_infeasible_problem_is_a_clear_error(name: str) -> None:
-    x, u, p = casadi.SX.sym("x"), casadi.SX.sym("u"), casadi.SX.sym("p")
-    impossible = OptimalControlProblem(
-        "impossible", 2, x, u, p, x + u, x**2 + u**2, x**2, control_bounds=(np.array([-1.0]), np.array([1.0])),
-        state_bounds=(np.array([-1.0]), np.array([1.0])),
-    )  # fmt: skip
     with pytest.raises(SolveFailure, match=r"ipopt|sqpmethod|fatrop"):
-        engine(name, impossible).solve(np.array([10.0, 0.0]))
+        engine(name, problem(state_bound=1.0)).solve(np.array([10.0, 0.0]))
 
 
 def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch, tmp_path) -> None:

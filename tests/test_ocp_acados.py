@@ -19,7 +19,7 @@ from parity.cases.case import case_from_id
 from parity.converters.ocp_sensitivity import acados_installation
 from parity.converters.ocp_sensitivity import acados_map as engine
 from parity.errors import MissingPackage
-from parity.records import ERROR, FAIL, PASS
+from parity.records import ERROR, FAIL, PASS, UNSUPPORTED
 
 try:
     acados_installation.find()
@@ -42,12 +42,13 @@ def test_polished_it_is_right(case_id: str) -> None:
 
 
 @real
-def test_polished_it_agrees_with_riccati() -> None:
-    case = case_from_id("lqr-0-0", "ocp")
+@pytest.mark.parametrize("case_id", ["lqr-0-0", "lqr-0-1", "lqr-5-2"])
+def test_polished_it_agrees_with_riccati(case_id: str) -> None:
+    case = case_from_id(case_id, "ocp")
     made = engine.AcadosMap(case.model(), tolerance=1e-8, polish=True)
     found = made.sensitivity(made.solve(case.inputs()[0][0])).controls[0]
     made.close()
-    expected = np.concatenate(riccati("lqr-0-0"), axis=1)
+    expected = np.concatenate(riccati(case_id), axis=1)
     assert np.abs(found - expected).max() < 1e-10 * np.abs(expected).max()
 
 
@@ -93,6 +94,40 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(MissingPackage, match="needs make and cc on the PATH"):
         acados_installation.find()
+    (record,) = parity.check(problem(), "acados", np.zeros((1, 2)), checks=["solution"], path="ocp-sensitivity")
+    assert record.verdict == UNSUPPORTED and "needs make and cc" in record.message
+
+
+@real
+def test_a_compiler_that_fails_is_one_line_and_the_next_problem_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho error: no space left >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+        (record,) = parity.check(
+            problem(horizon=7), "acados", np.zeros((1, 2)), checks=["solution"], path="ocp-sensitivity"
+        )
+    assert record.verdict == ERROR and "Error 1" in record.message, record.message
+    (record,) = parity.check(
+        problem(horizon=7), "acados", np.zeros((1, 2)), checks=["solution"], path="ocp-sensitivity"
+    )
+    assert record.verdict == PASS, record.message
+
+
+@real
+@pytest.mark.parametrize("name", ["acados", "acados-polished"])
+def test_an_infeasible_problem_costs_its_own_verdict(name: str) -> None:
+    """The state cannot come back into its bounds from 10; from 0.5 it can."""
+    points = np.array([[10.0, 0.0], [0.5, 0.0]])
+    records = [
+        parity.check(problem(state_bound=1.0), name, point[None], checks=["solution"], path="ocp-sensitivity")[0]
+        for point in points
+    ]
+    assert [record.verdict for record in records] == [ERROR, PASS]
+    assert "infeasible" in records[0].message.lower()
 
 
 @real

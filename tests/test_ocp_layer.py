@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from parity.suites.train_mpc_cost import TRUTH, train
 from test_ocp import problem
-from train_mpc_cost import TRUTH, train
 
 import parity
 from parity.cases.case import case_from_id

@@ -122,6 +122,28 @@ def test_records_of_fixtures_and_of_subtests_are_kept_once(pytester, run_parity)
     ]
 
 
+def test_expected_failures_are_counted_as_such(pytester, run_parity):
+    pytester.makeconftest(CONVERTERS)
+    pytester.makepyfile(
+        test_host="""
+        import pytest
+        from parity.deviations import Deviation
+
+        KNOWN = Deviation("a known error", layers=(), stages=("torch→casadi",), converters=("off",))
+
+        @pytest.mark.parity(path="torch-casadi", families=("layer",), without=("lost",))
+        def test_host(parity, parity_case, parity_chain):
+            parity.run(parity_case, parity_chain, checks=("value",), regimes=("normal",), deviations=[KNOWN])
+        """
+    )
+    result = run_parity("test_host.py", "-k", "Linear-0-0", "--parity-cases=1")
+    result.assert_outcomes(passed=1, xfailed=1, deselected=result.parseoutcomes()["deselected"])
+    result.stdout.fnmatch_lines(["4 checks of 2 cases: 2 pass, 2 fail (all expected)"])
+    assert {row.message.partition(";")[0] for row in rows(pytester.path / "report") if row.expected} == {
+        "expected: a known error"
+    }
+
+
 # --- nothing is lost --------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +221,8 @@ def test_a_folder_that_a_test_removes(pytester, run_parity, temporary):
 
 
 def test_a_killed_run_leaves_a_report(pytester, frameworks):
-    command = [sys.executable, "-m", "pytest", "--parity", "--parity-report=report", "-q"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:randomly", "--parity", "--parity-path=torch-casadi"]
+    command += ["--parity-report=report", "-q"]
     process = subprocess.Popen(command, cwd=pytester.path, stdout=subprocess.DEVNULL)
     results = pytester.path / "report/results.csv"
     wait(lambda: results.exists() and results.read_text(encoding="utf-8").count("\n") > 20)

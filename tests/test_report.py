@@ -344,6 +344,42 @@ def test_summary_is_markdown_that_no_message_breaks(tmp_path: Path) -> None:
     assert len(text) < 10_000
 
 
+def test_solution_sensitivities_are_drawn(tmp_path: Path) -> None:
+    of_path = replace(GOOD, path="ocp-sensitivity", converter="acados", check="sensitivity", family="scaling")
+    records = [
+        replace(of_path, check="steps", message="off by 1.0e-02 at step 1e-01, 3.0e-09 at step 1e-05"),
+        replace(of_path, message="margins: complementarity 2.0e-02, LICQ 1.0e+00", error_ratio=math.inf),
+        *(
+            replace(of_path, layers=f"nx=4 nu=2 np={count} N=20", speed_ratio=10.0 * count, target_us=5.0)
+            for count in (1, 6)
+        ),
+    ]
+    page = report.write(written(tmp_path, records)).read_text(encoding="utf-8")
+    drawn = page.partition('<section id="sensitivities">')[2].partition("</section>")[0]
+    assert drawn.count("<svg") == 5
+    assert "acados Linear-0-0: 0.1, 0.01" in drawn, "step and error"
+    assert "acados: 6, 60" in drawn, "parameters and speed"
+    assert "Solution sensitivities" not in Page(report.write(written(tmp_path / "other", [GOOD]))).text
+
+
+def test_expected_failures_are_told_from_others(tmp_path: Path) -> None:
+    known = replace(BAD, message="expected: a known error of the exporter", blame_layer="")
+    page = Page(report.write(written(tmp_path / "known", [GOOD, known])))
+    assert "✗ fail (all expected)" in page.text and "1 (all expected)" in page.text
+    assert "Largest errors" in page.text and "Worst cases" not in page.text
+    assert "failed · " not in page.text, "nor in the title"
+    summary = report.summary(tmp_path / "known")
+    assert "✗ 1 fail (all expected)" in summary and "a known error" not in summary
+
+    both = written(tmp_path / "both", [GOOD, known, replace(BAD, case="Linear-0-9")])
+    summary = report.summary(both)
+    assert "✗ 2 fail (1 expected)" in summary
+    worst = summary.partition("## Worst cases")[2]
+    assert "Linear-0-9" in worst and "a known error" not in worst
+    page = Page(report.write(both))
+    assert "1 failed" in page.text and page.cell("Linear", "value").startswith("✗ 1/3")
+
+
 def test_comparison_finds_regressions_and_fixes(tmp_path: Path) -> None:
     cases = [replace(GOOD, case=f"Linear-0-{n}") for n in range(5)]
     broken = [replace(record, verdict="fail", error_ratio=50.0) for record in cases]

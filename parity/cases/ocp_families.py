@@ -286,5 +286,6 @@ OCP_FAMILIES = {
         OcpFamily("learned", 1, _learned),
         OcpFamily("scaling", 5, _scaling, random=False),
         OcpFamily("steps", 2, _steps, random=False),
+        OcpFamily("batch", 1, _pendulum, random=False),
     )
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.errors import MissingPackage
-from parity.records import BAD_VERDICTS, COLUMNS, VERDICTS, Record
+from parity.records import BAD_VERDICTS, COLUMNS, EXPECTED, FAIL, VERDICTS, Record, expected_remark
 from parity.report import plots, tables
 from parity.report.formulations import EXPLANATION, MEASURES, formulations
 from parity.report.markdown import what_and_where
@@ -32,7 +32,7 @@ def page(run: Run) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["significant"] = tables.significant
-    environment.globals["glyphs"] = tables.GLYPHS
+    environment.globals |= {"glyphs": tables.GLYPHS, "count_text": tables.count_text}
     library_style, library = _data_tables()
     script = _asset("report.js")
     trusted = {
@@ -52,11 +52,13 @@ def page(run: Run) -> str:
 
 def _context(run: Run) -> dict[str, Any]:
     counts = tables.verdict_counts(run.table)
-    cases = tables.worst(run.table, WORST_CASES)
+    cases, expected = tables.worst(run.table, WORST_CASES), int(tables.expected(run.table).sum())
     return {
         "run": run,
         "counts": {verdict: count for verdict, count in counts.items() if count},
-        "bad": sum(counts[verdict] for verdict in BAD_VERDICTS),
+        "bad": sum(counts[verdict] for verdict in BAD_VERDICTS) - expected,
+        "remarks": {FAIL: expected_remark(counts[FAIL], expected)},
+        "styles": {FAIL: "expected"} if counts[FAIL] == expected else {},
         "verdicts": VERDICTS,
         "units": tables.error_units(run.limits),
         "facts": [(key, _flat(value)) for key, value in run.environment.items()],
@@ -79,6 +81,7 @@ def _records(run: Run) -> dict[str, Any]:
         "visible": [*(["path"] if several_paths else []), *VISIBLE],
         "glyphs": tables.GLYPHS,
         "bad": BAD_VERDICTS,
+        "expected": EXPECTED,
         "run": run.name,
         "rows": [[tables.row_name(record.family, record.layers), *_values(record)] for record in run.records],
     }

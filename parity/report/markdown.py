@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from parity.records import VERDICTS
+from parity.records import FAIL, VERDICTS, expected_remark
 from parity.report import tables
 from parity.report.formulations import EXPLANATION, MEASURES, formulations
 from parity.report.reading import Run
@@ -21,7 +21,12 @@ def summary(run: Run) -> str:
     """Counts, ranking, matrix, speed and the worst cases. Its length does not grow with the number of records."""
     facts = [f"run {text(run.name)}", f"seed {text(run.seed)}" if run.seed else "", text(run.date)]
     counts = tables.verdict_counts(run.table)
-    shown = [f"{tables.GLYPHS[verdict]} {count} {verdict}" for verdict, count in counts.items() if count]
+    remarks = {FAIL: expected_remark(counts[FAIL], int(tables.expected(run.table).sum()))}
+    shown = [
+        f"{tables.GLYPHS[verdict]} {count} {verdict}{remarks.get(verdict, '')}"
+        for verdict, count in counts.items()
+        if count
+    ]
     head = ["# Parity report", " · ".join(filter(None, facts)), "**" + (" · ".join(shown) or "no records yet") + "**"]
     notices = ["\n".join(f"> {text(notice)}  " for notice in run.notices)] if run.notices else []
     sections = []
@@ -64,7 +69,7 @@ def _ranking(run: Run) -> list[str]:
     numbers = ["median_error", "worst_error", "median_speed", "median_convert_ms"]
     rows = [
         [text(row[key]) for key in ("path", "converter", "check")]
-        + [str(row[key]) for key in ("cases", *verdicts)]
+        + [str(row["cases"]), *(tables.count_text(row, verdict) for verdict in verdicts)]
         + [tables.significant(row[key]) for key in numbers]
         for row in tables.as_rows(ranked)
     ]

@@ -14,6 +14,7 @@ from parity.report.tables import (
     as_rows,
     check_order,
     converter_order,
+    expected,
     significant,
     speed_text,
     speed_verdict,
@@ -57,7 +58,8 @@ class LogAxis:
 
 def error_plot(table: pandas.DataFrame, limits: Mapping[str, float]) -> str:
     """Every `error_ratio` as a tick, a row per converter, check and dtype, with the dtype's limit; empty for none."""
-    columns = [*CHAIN, "check", "dtype", "verdict", "error_ratio", "case", "regime"]
+    columns = [*CHAIN, "check", "dtype", "verdict", "expected", "error_ratio", "case", "regime"]
+    table = table.assign(expected=expected(table))
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in as_rows(table.loc[table["error_ratio"].notna(), columns]):
         groups.setdefault((row["path"], row["converter"], row["check"], row["dtype"]), []).append(row)
@@ -75,9 +77,10 @@ def error_plot(table: pandas.DataFrame, limits: Mapping[str, float]) -> str:
         rows = groups[path, converter, check, dtype]
         errors = [row["error_ratio"] for row in rows]
         failed = sum(row["verdict"] == FAIL for row in rows)
+        style = "expected end" if failed == sum(row["expected"] for row in rows) else "fail end"
         parts += [_label(225, y, f"{check} {dtype}", 25), *_marks(rows, axis, y), *_limit(drawn.get(dtype), axis, y)]
         parts.append(_label(1075, y, f"{significant(median(errors))} … {significant(max(errors))}", 20))
-        parts += [_label(WIDTH, y, f"✗ {failed}", 8, "fail end")] if failed else []
+        parts += [_label(WIDTH, y, f"✗ {failed}", 8, style)] if failed else []
     header = [_label(1075, 0, "median … worst", 20, "muted"), _label(WIDTH, 0, "failed", 8, "muted end")]
     description = "Errors in rounding units, one tick per record, on a logarithmic axis"
     return _svg(description, [*header, *_axis(axis, len(groups), ""), *parts], TOP + len(groups) * ROW + 24)

@@ -96,6 +96,7 @@ function records(DataTable) {
     order: [[place.verdict, "asc"], [place.error_ratio, "desc"]],
     createdRow: (line, row) => {
       if (row[place.verdict] in data.glyphs) line.classList.add(row[place.verdict]);
+      if (row[place.verdict] === "fail" && row[place.message].startsWith(data.expected)) line.classList.add("expected");
       line.tabIndex = 0;
     },
     autoWidth: false,

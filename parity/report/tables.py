@@ -8,7 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parity.records import BAD_VERDICTS, CRASH, DEGENERATE, ERROR, FAIL, PASS, TIMEOUT, UNSUPPORTED, VERDICTS
+from parity.records import (
+    BAD_VERDICTS,
+    CRASH,
+    DEGENERATE,
+    ERROR,
+    EXPECTED,
+    FAIL,
+    PASS,
+    TIMEOUT,
+    UNSUPPORTED,
+    VERDICTS,
+    expected_remark,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -27,6 +39,8 @@ class Cell:
 
     counts: Mapping[str, int]
     worst: float | None
+    expected: int = 0
+    """How many of the failures are."""
 
     @property
     def passed(self) -> int:
@@ -42,6 +56,16 @@ class Cell:
         """The verdict that stands for all: a bad one if there is any, else `pass`, else what there is."""
         order = (*BAD_VERDICTS, PASS, UNSUPPORTED, DEGENERATE, *self.counts)
         return next(verdict for verdict in order if self.counts.get(verdict))
+
+    @property
+    def bad(self) -> bool:
+        """Whether anything went wrong that was not expected to."""
+        return self.passed + self.expected < self.judged
+
+    @property
+    def style(self) -> str:
+        """The verdict, or `expected` where nothing but expected failures is bad."""
+        return "expected" if self.expected and not self.bad else self.verdict
 
     @property
     def text(self) -> str:
@@ -60,7 +84,8 @@ class Cell:
     @property
     def description(self) -> str:
         """All that was found, in words."""
-        counts = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items())
+        remarks = {FAIL: expected_remark(self.counts.get(FAIL, 0), self.expected)}
+        counts = ", ".join(f"{count} {verdict}{remarks.get(verdict, '')}" for verdict, count in self.counts.items())
         return counts + (f"; worst error {significant(self.worst)} rounding units" if self.worst is not None else "")
 
 
@@ -73,7 +98,7 @@ class Row:
 
     @property
     def bad(self) -> bool:
-        return any(cell is not None and cell.passed < cell.judged for cell in self.cells)
+        return any(cell is not None and cell.bad for cell in self.cells)
 
 
 @dataclass(frozen=True)
@@ -127,10 +152,16 @@ def verdict_counts(table: pandas.DataFrame) -> dict[str, int]:
     return {verdict: int(counts.get(verdict, 0)) for verdict in VERDICTS}
 
 
+def expected(table: pandas.DataFrame) -> pandas.Series[bool]:
+    """Which records are failures that a list of known deviations explains."""
+    return (table["verdict"] == FAIL) & table["message"].str.startswith(EXPECTED)
+
+
 def ranking(table: pandas.DataFrame, by: Sequence[str] = (*CHAIN, "check")) -> pandas.DataFrame:
     """One row per converter and check (or whatever `by` names), the best first within each path (and check).
 
-    Columns: those of `by`, `cases` (distinct), `records`, one per verdict, `passed_share` (of all records),
+    Columns: those of `by`, `cases` (distinct), `records`, one per verdict, `expected` (of the failures),
+    `passed_share` (of all records),
     `median_error` and `worst_error` (the `error_ratio` of passed and failed records), `median_speed`
     (`speed_ratio`), `median_convert_ms`. The best has the largest `passed_share`, then the smallest `median_error`.
     """
@@ -141,6 +172,7 @@ def ranking(table: pandas.DataFrame, by: Sequence[str] = (*CHAIN, "check")) -> p
     ranked["records"] = groups.size()
     for verdict in VERDICTS:
         ranked[verdict] = (table["verdict"] == verdict).groupby([table[key] for key in keys]).sum()
+    ranked["expected"] = expected(table).groupby([table[key] for key in keys]).sum()
     ranked["passed_share"] = ranked[PASS] / ranked["records"]
     ranked["median_error"], ranked["worst_error"] = judged.median(), judged.max()
     ranked["median_speed"] = groups["speed_ratio"].median()
@@ -148,6 +180,11 @@ def ranking(table: pandas.DataFrame, by: Sequence[str] = (*CHAIN, "check")) -> p
     within = [key for key in keys if key != "converter"]
     ascending = [*[True] * len(within), False, True]
     return ranked.reset_index().sort_values([*within, "passed_share", "median_error"], ascending=ascending)
+
+
+def count_text(row: Mapping[str, Any], verdict: str) -> str:
+    """How many records of a row of the ranking have a verdict: `26`, or of failures `26 (all expected)`."""
+    return f"{row[verdict]}{expected_remark(row[verdict], row['expected']) if verdict == FAIL else ''}"
 
 
 def row_name(family: str, layers: str) -> str:
@@ -163,12 +200,15 @@ def matrices(table: pandas.DataFrame) -> list[Matrix]:
 def _matrix(path: str, table: pandas.DataFrame) -> Matrix:
     counts: dict[tuple[bool, str], dict[tuple[str, str], Counter[str]]] = {}
     worst: dict[tuple[str, str, str, bool], float] = {}
+    known_wrong: Counter[tuple[str, str, str, bool]] = Counter()
     names = ["family", "layers", "converter", "check", "verdict", "error_ratio"]
-    for family, layers, converter, check, verdict, error in table[names].itertuples(index=False, name=None):
+    rows_of_table = table[names].itertuples(index=False, name=None)
+    for (family, layers, converter, check, verdict, error), known in zip(rows_of_table, expected(table), strict=True):
         of_layer, name = family == "layer", row_name(family, layers)
         counts.setdefault((of_layer, name), {}).setdefault((converter, check), Counter())[verdict] += 1
+        key = (name, converter, check, of_layer)
+        known_wrong[key] += bool(known)
         if verdict in (PASS, FAIL) and not math.isnan(error):
-            key = (name, converter, check, of_layer)
             worst[key] = max(error, worst.get(key, error))
     columns = sorted(
         {column for row in counts.values() for column in row},
@@ -180,8 +220,8 @@ def _matrix(path: str, table: pandas.DataFrame) -> Matrix:
         return [Row(name, [cell(name, column, of_layer) for column in columns]) for name in known]
 
     def cell(name: str, column: tuple[str, str], of_layer: bool) -> Cell | None:
-        found = counts[of_layer, name].get(column)
-        return Cell(found, worst.get((name, *column, of_layer))) if found else None
+        found, key = counts[of_layer, name].get(column), (name, *column, of_layer)
+        return Cell(found, worst.get(key), known_wrong[key]) if found else None
 
     return Matrix(path, columns, layers=rows(True), families=rows(False))
 
@@ -217,11 +257,11 @@ def speed_text(row: Mapping[str, Any]) -> str:
 def worst(table: pandas.DataFrame, count: int) -> list[dict[str, Any]]:
     """The records to look at first, with `alike`: how many more of the same layer, converter, check and verdict.
 
-    Of larger models, alike are those of the same case. Bad records, if there are any; else those with the largest
-    error. Every converter shows its worst failure, crash, and so on before any shows its second, so that one broken
-    converter does not hide the others.
+    Of larger models, alike are those of the same case. Bad records that were not expected, if there are any; else those
+    that passed with the largest error. Every converter shows its worst failure, crash, and so on before any shows its
+    second, so that one broken converter does not hide the others.
     """
-    bad = table[table["verdict"].isin(BAD_VERDICTS)]
+    bad = table[table["verdict"].isin(BAD_VERDICTS) & ~expected(table)]
     shown = bad if len(bad) else table[(table["verdict"] == PASS) & table["error_ratio"].notna()]
     shown = shown.sort_values("error_ratio", ascending=False, kind="stable", na_position="last")
     same = [*CHAIN, "subject", "check", "verdict"]

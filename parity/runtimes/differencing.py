@@ -88,20 +88,3 @@ def _possible_step(evaluate: Evaluate, point: np.ndarray, index: int) -> float:
         except SolveFailure:
             step /= 4
     raise SolveFailure(f"the active set changes within {smallest:.0e} of parameter {index}")
-
-
-def step_curve(evaluate: Evaluate, point: np.ndarray, truth: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Largest error of plain central differences against `truth`, relative to max(1, max|truth|), for each relative
-    step; NaN where a step leaves the branch."""
-    errors = []
-    for step in steps:
-        try:
-            columns = []
-            for index in range(len(point)):
-                width = np.zeros(len(point))
-                width[index] = step * max(1.0, abs(point[index]))
-                columns.append((evaluate(point + width) - evaluate(point - width)) / (2 * width[index]))
-            errors.append(float(np.abs(np.stack(columns, axis=1) - truth).max()))
-        except SolveFailure:
-            errors.append(np.nan)
-    return np.array(errors) / max(1.0, float(np.abs(truth).max()))

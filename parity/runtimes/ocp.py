@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,8 @@ from parity.runtimes.optimality import Margins, OptimalitySystem, Polished
 from parity.runtimes.solution_map import Sensitivity, Solution, SolveFailure
 from parity.runtimes.transcription import NonlinearProgram, transcribe
 
+NEAR = 1e-3
+"""How far, relatively, an engine's solution may be from the optimality system's that it is taken for."""
 QUIET = {"print_time": False, "ipopt.print_level": 0, "ipopt.sb": "yes"}
 
 
@@ -120,6 +122,10 @@ class OcpRuntime:
         """The solution of the optimality system that is nearest to another engine's. Raises `SolveFailure`."""
         system = self.system
         variables = system.pack(solution.states, solution.controls)
+        with suppress(SolveFailure):  # a saddle point too, from which IPOPT would walk away
+            there = system.polish(system.near(variables, solution.point))
+            if np.abs(there.variables - variables).max() < NEAR * max(1.0, np.abs(variables).max()):
+                return there
         rough = self.robust.rough(solution.point, variables)
         return system.polish(system.start(rough["x"], np.concatenate([rough["lam_x"], rough["lam_g"]]), solution.point))
 

@@ -23,6 +23,7 @@ from parity.runtimes.transcription import NonlinearProgram
 
 NEWTON_STEPS = 30
 ACTIVE_SET_CHANGES = 60
+AT_BOUND = 1e-6
 ROUNDING = 1e-13
 """A residual below this share of its terms' size is rounding."""
 
@@ -128,6 +129,20 @@ class OptimalitySystem:
         side = np.where(multipliers > program.upper - r, 1, 0) - np.where(-multipliers > r - program.lower, 1, 0)
         side[self._equation] = 1
         return Polished(variables, np.where(side != 0, multipliers, 0.0), side, point)
+
+    def near(self, variables: np.ndarray, point: np.ndarray) -> Polished:
+        """The same from the variables alone: what lies at its bound, with the multipliers that fit best."""
+        program = self.program
+        _, r = self.residual(
+            Polished(variables, np.zeros(len(program.lower)), np.zeros(len(program.lower), int), point)
+        )
+        side = np.where(program.upper - r < AT_BOUND, 1, np.where(r - program.lower < AT_BOUND, -1, 0))
+        side[self._equation] = 1
+        at = Polished(variables, np.zeros(len(r)), side, point)
+        gradient, rows = self.residual(at)[0][: program.size], self.matrix(at)[program.size :, : program.size]
+        multipliers = np.zeros(len(r))
+        multipliers[at.active] = np.linalg.lstsq(rows.T, -gradient)[0]
+        return self.start(variables, multipliers, point)
 
     def polish(self, at: Polished) -> Polished:
         """Newton's method on the active set, which changes by its worst violation until none is left.

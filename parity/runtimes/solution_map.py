@@ -7,15 +7,24 @@ The flat output is states, then controls, row by row, then the value, as a runti
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from parity.cases.ocp import OptimalControlProblem
 from parity.errors import ParityError
 from parity.runtimes import Arrays
+
+Answer = TypeVar("Answer")
+Function = Callable[[np.ndarray], np.ndarray]
+TIMED_STEP = 1e-5
+"""Of the central differences whose time is taken; see `central_differences`."""
+ENGINES = 2
+"""How many share a batch whose time is taken."""
+NEARBY = 0.99
 
 
 class SolveFailure(ParityError):
@@ -104,22 +113,44 @@ class SolutionMap(ABC):
         """Two calls: all sensitivities at a solution; and the central differences that would give them, both warm."""
         solution = self.solve(point)
 
-        def differences() -> None:
-            for index in range(len(point)):
-                for sign in (1.0, -1.0):
-                    there = point.copy()
-                    there[index] += sign * 1e-5 * max(1.0, abs(point[index]))
-                    self.solve(there, solution)
+        def differences() -> np.ndarray:
+            return central_differences(lambda there: self.solve(there, solution).flat, point, TIMED_STEP)
 
         return (lambda: self.sensitivity(solution)), differences
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """Versions and library paths that the report names."""
-        return {}
+    def another(self) -> SolutionMap:
+        """A second engine of the same kind, which may solve while this one does."""
+        return type(self)(self.problem)
 
     def close(self) -> None:  # noqa: B027  # most engines have none
         """Give back processes and temporary files."""
+
+
+def central_differences(function: Function, point: np.ndarray, step: float) -> np.ndarray:
+    """The Jacobian of a function of θ, shape (outputs, nθ), by one step relative to max(1, |θ|)."""
+    columns = []
+    for index in range(len(point)):
+        width = np.zeros(len(point))
+        width[index] = step * max(1.0, abs(point[index]))
+        columns.append((function(point + width) - function(point - width)) / (2 * width[index]))
+    return np.stack(columns, axis=1)
+
+
+def each_row(engines: Sequence[SolutionMap], rows: int, work: Callable[[SolutionMap, int], Answer]) -> list[Answer]:
+    """`work(engine, row)` for all rows, one thread per engine.
+
+    Row i is always the business of engine i modulo the number of engines, so that warm starts stay with it.
+    """
+    count = len(engines)
+
+    def share(number: int) -> list[Answer]:
+        return [work(engines[number], row) for row in range(number, rows, count)]
+
+    if count == 1:
+        return share(0)
+    with ThreadPoolExecutor(count) as pool:
+        shares = list(pool.map(share, range(count)))
+    return [shares[row % count][row // count] for row in range(rows)]
 
 
 class SolutionMapRuntime:
@@ -142,19 +173,22 @@ class SolutionMapRuntime:
         raise ParityError("second derivatives of a solution are not offered: check solution and sensitivity")
 
     def caller(self, check: str, inputs: Arrays, projection: np.ndarray) -> Callable[[], object]:
-        point = inputs[0][0]
         if check == "sensitivity":
-            return self.map.timing_calls(point)[0]
-        start = self.map.solve(point)
-        return lambda: self.map.solve(point, start)
+            return self.map.timing_calls(inputs[0][0])[0]
+        return self._solves(inputs[0], ENGINES)
 
     def baseline(self, check: str, inputs: Arrays) -> Callable[[], object]:
-        """What the speed of a check is compared with: the engine's own central differences, or its own cold solve."""
-        point = inputs[0][0]
-        return self.map.timing_calls(point)[1] if check == "sensitivity" else lambda: self.map.solve(point)
+        """What the speed of a check is compared with: the engine's own central differences, or its solves in turn."""
+        return self.map.timing_calls(inputs[0][0])[1] if check == "sensitivity" else self._solves(inputs[0], 1)
+
+    def _solves(self, points: np.ndarray, count: int) -> Callable[[], object]:
+        """Solves of a batch by `count` engines at once, each from a solution 1 % away, as in a training loop."""
+        engines = [self.map, *(self.map.another() for _ in range(count - 1))]
+        starts = [self.map.solve(NEARBY * point) for point in points]
+        return lambda: each_row(engines, len(points), lambda engine, row: engine.solve(points[row], starts[row]))
 
     def caller_description(self, check: str) -> str:
-        return "all sensitivities at a solution" if check == "sensitivity" else "a warm-started solve"
+        return "all sensitivities at a solution" if check == "sensitivity" else f"a batch by {ENGINES} engines at once"
 
     def baseline_description(self, check: str) -> str:
-        return "central differences through the same engine" if check == "sensitivity" else "a solve from cold"
+        return "central differences through the same engine" if check == "sensitivity" else "one by one"

@@ -47,11 +47,11 @@ class AcadosMap(SolutionMap):
     ) -> None:
         super().__init__(problem)
         self.tolerance, self.polish, self.exact_hessian = tolerance, polish, exact_hessian
-        self._installation = acados_installation.find()
+        installation = acados_installation.find()
         self._plain = with_networks_converted(problem)
         description = describe(self._plain)
         folder = code_folder() / f"{description['key']}-{'exact' if exact_hessian else 'gauss-newton'}"
-        self._process = Process(self._installation, folder)
+        self._process = Process(installation, folder)
         self._process("build", description, exact_hessian)
         self._solves = 0
 
@@ -85,10 +85,17 @@ class AcadosMap(SolutionMap):
         return Sensitivity(states, controls, value)
 
     def timing_calls(self, point: np.ndarray) -> tuple[Callable[[], object], Callable[[], object]]:
-        """Both in the worker, each one request: what is compared is acados, not the way to it."""
+        """Both in the worker, each one request: what is compared is acados, not the way to it.
+
+        Polishing counts as a part of the sensitivities, and of each solve that is differenced.
+        """
         self.solve(point)
         differences = (point, self.tolerance, self.polish)
-        return (lambda: self._process("sensitivity")), (lambda: self._process("differences", *differences))
+        name = "polished_sensitivity" if self.polish else "sensitivity"
+        return (lambda: self._process(name)), (lambda: self._process("differences", *differences))
+
+    def another(self) -> AcadosMap:
+        return AcadosMap(self.problem, tolerance=self.tolerance, polish=self.polish, exact_hessian=self.exact_hessian)
 
     def _solve(self, point: np.ndarray, start: dict[str, Any]) -> Solution | None:
         self._status, iterate, value = self._process("solve", point, start, self.tolerance, self.polish)
@@ -101,13 +108,6 @@ class AcadosMap(SolutionMap):
     @cached_property
     def _robust(self) -> RobustSolver:
         return RobustSolver(transcribe(self._plain))
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            "acados": acados_installation.version(self._installation),
-            "acados library": str(acados_installation.library_folder(self._installation) / "libacados.so"),
-        }
 
     def close(self) -> None:
         self._process.close()

@@ -20,6 +20,7 @@ import casadi
 import numpy as np
 
 from parity.converters.ocp_sensitivity.acados_installation import LIBRARIES, library_folder
+from parity.runtimes.solution_map import TIMED_STEP, central_differences
 
 INFINITY = 1e9
 """acados has no infinite bounds."""
@@ -74,9 +75,16 @@ class Solver:
         self._options(tolerance, ITERATIONS, QP_ITERATIONS)
         status = int(solver.solve())
         if status == 0 and polish:
-            self._options(1e-30, DEEP_ITERATIONS, DEEP_QP_ITERATIONS)
-            solver.solve()  # its status is 2: no tolerance of 1e-30 is ever met
+            self._polish()
         return status, self._iterate(), float(solver.get_cost())
+
+    def _polish(self) -> None:
+        self._options(1e-30, DEEP_ITERATIONS, DEEP_QP_ITERATIONS)
+        self.solver.solve()  # its status is 2: no tolerance of 1e-30 is ever met
+
+    def polished_sensitivity(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self._polish()
+        return self.sensitivity()
 
     def sensitivity(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the last solve: states (N+1, nx, nθ), controls (N, nu, nθ), value (nθ,)."""
@@ -101,11 +109,12 @@ class Solver:
     def differences(self, point: np.ndarray, tolerance: float, polish: bool) -> None:
         """The solves of central differences by all of θ, each warm-started from the solution; their cost is timed."""
         base = self._iterate()
-        for index in range(self.size):
-            for sign in (1.0, -1.0):
-                there = point.copy()
-                there[index] += sign * 1e-5 * max(1.0, abs(point[index]))
-                self.solve(there, {"here": True}, tolerance, polish)
+
+        def solve(there: np.ndarray) -> np.ndarray:
+            controls: np.ndarray = self.solve(there, {"here": True}, tolerance, polish)[1]["u"]
+            return controls
+
+        central_differences(solve, point, TIMED_STEP)
         self._set(point, base)
 
     def _set(self, point: np.ndarray, start: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ import casadi
 import numpy as np
 
 from parity.cases.ocp import OptimalControlProblem
+from parity.runtimes.ocp import RobustSolver
 from parity.runtimes.solution_map import Adjoint, Sensitivity, Solution, SolutionMap, SolveFailure
 from parity.runtimes.transcription import transcribe
 
@@ -32,6 +33,8 @@ class Plugin:
     options: Mapping[str, Any]
     clean: bool = False
     """Set multipliers of inactive bounds to zero before differentiating."""
+    local: bool = False
+    """It may get stuck on its way from far away: then it is started at the solution."""
     structured: bool = False
     """Wants the options that say which constraints are equations, and the problem's stages."""
 
@@ -49,7 +52,7 @@ SQPMETHOD = Plugin("sqpmethod", {
     "qpsol_options": {"print_iter": False, "print_header": False, "print_info": False, "error_on_fail": False},
     "tol_pr": 1e-11, "tol_du": 1e-11, "min_iter": 2, "max_iter": 100, "error_on_fail": False,
     # Started at the solution it would stop before its first QP, with multipliers that are not yet those of a solution.
-}, clean=True)  # fmt: skip
+}, clean=True, local=True)  # fmt: skip
 FATROP = Plugin("fatrop", {
     "print_time": False, "fatrop.print_level": 0, "fatrop.tol": 1e-10, "error_on_fail": False,
 }, clean=True, structured=True)  # fmt: skip
@@ -60,7 +63,7 @@ class NlpsolMap(SolutionMap):
 
     def __init__(self, problem: OptimalControlProblem, plugin: Plugin) -> None:
         super().__init__(problem)
-        self.name, self.clean = plugin.name, plugin.clean
+        self.plugin, self.name = plugin, plugin.name
         self.program = program = transcribe(problem)
         options = dict(plugin.options)
         if plugin.structured:
@@ -74,24 +77,36 @@ class NlpsolMap(SolutionMap):
         self.solver = casadi.nlpsol("solver", plugin.name, nlp, options)
 
     def solve(self, point: np.ndarray, start: Solution | None = None) -> Solution:
+        # From a warm start, a line search can get stuck a hair's breadth from the solution.
+        found = None if start is None else self._solve(point, start.data[1])
+        found = found or self._solve(point, {"x": self.program.initial(point)})
+        if found is None and self.plugin.local:
+            at, size = self._robust.solve(point), self.program.size
+            start_there = {"x": at.variables, "lam_x": at.multipliers[:size], "lam_g": at.multipliers[size:]}
+            found = self._solve(point, start_there)
+        if found is None:
+            stats = self.solver.stats()
+            raise SolveFailure(f"{self.name}: {stats.get('return_status') or stats.get('unified_return_status')}")
+        return found
+
+    def _solve(self, point: np.ndarray, start: dict[str, Any]) -> Solution | None:
         program, size = self.program, self.program.size
         arguments = {
-            "x0": program.initial(point), "p": point, "lbx": program.lower[:size], "ubx": program.upper[:size],
+            "x0": start["x"], "p": point, "lbx": program.lower[:size], "ubx": program.upper[:size],
             "lbg": program.lower[size:], "ubg": program.upper[size:],
+            **{f"{name}0": start[name] for name in ("lam_x", "lam_g") if name in start},
         }  # fmt: skip
-        if start is not None:
-            _, results = start.data
-            arguments |= {"x0": results["x"], "lam_x0": results["lam_x"], "lam_g0": results["lam_g"]}
         results = self.solver(**arguments)
-        stats = self.solver.stats()
-        if not stats["success"] and not self._optimal(point, results):
-            if start is not None:  # a line search can get stuck a hair's breadth from the solution
-                return self.solve(point)
-            raise SolveFailure(f"{self.name}: {stats.get('return_status') or stats.get('unified_return_status')}")
+        if not self.solver.stats()["success"] and not self._optimal(point, results):
+            return None
         flat = results["x"].full().ravel()[program.places]
-        if self.clean:
+        if self.plugin.clean:
             results = self._cleaned(results)
         return Solution(point, *self.split(flat), float(results["f"]), (arguments, results))
+
+    @cached_property
+    def _robust(self) -> RobustSolver:
+        return RobustSolver(self.program)
 
     def _optimal(self, point: np.ndarray, results: dict[str, Any]) -> bool:
         """Whether a solver that gave up (its steps got too small for its tight tolerance) was there all the same."""
@@ -127,6 +142,9 @@ class NlpsolMap(SolutionMap):
         found = self._forward(**_nominal(solution), fwd_p=np.eye(columns))
         flat = found["fwd_x"].full()[self.program.places]
         return Sensitivity(*self.split(_finite(flat)), found["fwd_f"].full().ravel())
+
+    def another(self) -> NlpsolMap:
+        return NlpsolMap(self.problem, self.plugin)
 
     def adjoint(self, solution: Solution, seed: Adjoint) -> np.ndarray:
         variables = np.empty(self.program.size)

@@ -44,9 +44,11 @@ class OfficialMap(SolutionMap):
         self._folder = tempfile.TemporaryDirectory(prefix="parity-acados-official-")
         description = describe(with_networks_converted(problem))
         ocp = _formulate(template, description)
-        ocp.code_export_directory = str(Path(self._folder.name) / "code")
-        json_file = str(Path(self._folder.name) / "ocp.json")
-        self.solver = template.AcadosOcpSolver(ocp, json_file=json_file, verbose=False)
+        generation = _generation(ocp)
+        generation.code_export_directory = str(Path(self._folder.name) / "code")
+        generation.json_file = str(Path(self._folder.name) / "ocp.json")
+        named = {"json_file": generation.json_file} if generation is ocp else {}
+        self.solver = template.AcadosOcpSolver(ocp, verbose=False, **named)
 
     def solve(self, point: np.ndarray, start: Solution | None = None) -> Solution:
         solver, problem = self.solver, self.problem
@@ -59,7 +61,7 @@ class OfficialMap(SolutionMap):
             for stage in range(problem.horizon):
                 solver.set(stage, "u", guess)
         else:
-            solver.load_iterate_from_obj(start.data)
+            solver.load_iterate_from_flat_obj(start.data)
         solver.set_p_global_and_precompute_dependencies(parameter)
         for field in ("lbx", "ubx"):
             solver.constraints_set(0, field, initial)
@@ -68,7 +70,7 @@ class OfficialMap(SolutionMap):
             raise SolveFailure(f"acados: status {status}")
         states = np.stack([solver.get(stage, "x") for stage in range(problem.horizon + 1)])
         controls = np.stack([solver.get(stage, "u") for stage in range(problem.horizon)])
-        return Solution(point, states, controls, float(solver.get_cost()), solver.store_iterate_to_obj())
+        return Solution(point, states, controls, float(solver.get_cost()), solver.store_iterate_to_flat_obj())
 
     def sensitivity(self, solution: Solution) -> Sensitivity:
         problem = self.problem
@@ -76,9 +78,7 @@ class OfficialMap(SolutionMap):
         stages = list(range(problem.horizon + 1))
         parts = []
         for what in ("initial_state", "p_global"):
-            found = self.solver.eval_solution_sensitivity(
-                stages, what, return_sens_x=True, return_sens_u=True, sanity_checks=False
-            )
+            found = self.solver.eval_solution_sensitivity(stages, what, return_sens_x=True, return_sens_u=True)
             parts.append((np.stack(found["sens_x"]), np.stack(found["sens_u"][: problem.horizon])))
         states, controls = (np.concatenate([part[side] for part in parts], axis=-1) for side in (0, 1))
         return Sensitivity(states, controls, self._value_gradient())
@@ -93,15 +93,13 @@ class OfficialMap(SolutionMap):
             seed_u=[(stage, seed.controls[stage][:, None]) for stage in stages[:-1]],
             sanity_checks=False,
         ).ravel()
-        found = self.solver.eval_solution_sensitivity(
-            stages, "initial_state", return_sens_x=True, return_sens_u=True, sanity_checks=False
-        )
+        found = self.solver.eval_solution_sensitivity(stages, "initial_state", return_sens_x=True, return_sens_u=True)
         by_state = sum(seed.states[stage] @ found["sens_x"][stage] for stage in stages)
         by_state = by_state + sum(seed.controls[stage] @ found["sens_u"][stage] for stage in stages[:-1])
         return np.concatenate([by_state, by_parameter]) + seed.value * self._value_gradient()
 
     def _factorise(self, solution: Solution) -> None:
-        self.solver.load_iterate_from_obj(solution.data)
+        self.solver.load_iterate_from_flat_obj(solution.data)
         status = self.solver.setup_qp_matrices_and_factorize()
         if status:
             raise SolveFailure(f"acados: its factorization at the solution failed with status {status}")
@@ -150,5 +148,12 @@ def _formulate(template: Any, description: dict[str, Any]) -> Any:
     options.qp_tol = TOLERANCE / 10
     options.nlp_solver_max_iter = 100
     options.solution_sens_qp_t_lam_min = LEAST_MULTIPLIER
-    options.with_solution_sens_wrt_params = options.with_value_sens_wrt_params = True
+    generation = _generation(ocp)
+    owner = generation if hasattr(generation, "with_solution_sens_wrt_params") else options
+    owner.with_solution_sens_wrt_params = owner.with_value_sens_wrt_params = True
     return ocp
+
+
+def _generation(ocp: Any) -> Any:
+    """Who has the options of generated code: since 0.5.6 a part of the problem, before that the problem itself."""
+    return getattr(ocp, "code_gen_options", ocp)

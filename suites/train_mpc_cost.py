@@ -2,7 +2,8 @@
 
 An expert swings a pole upright with a model predictive controller whose cost we do not know: how much it minds the
 torque, and how long it thinks the pole is. We see states and the torques it chose, and fit both numbers by gradient
-descent through `parity.OcpLayer`. Run it: `python tests/train_mpc_cost.py`.
+descent through `parity.OcpLayer`. Run it:
+`python -m parity.suites.train_mpc_cost`.
 """
 
 from __future__ import annotations
