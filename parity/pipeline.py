@@ -220,7 +220,7 @@ class _Examination:
                 with suppress(Exception):  # that it is wrong stands, also where it cannot be said what is to blame
                     blame = {"blame_layer": finding.layer} if finding.layer else {}
                     columns |= blame or self._blame(point, conversion, inputs)
-            elif point.timed and finding.comparison:
+            elif point.timed and finding.comparison and not finding.cut_short:
                 columns |= self._speed(point, tuple(array[: point.timed] for array in inputs), target, finding.message)
         except Exception as error:
             return _refusal(error)

@@ -45,7 +45,7 @@ def test_optimum(parity, parity_case, parity_chain):
 
 @pytest.mark.parity(path="torch-optimization", families=("surrogate",))
 def test_speed(parity, parity_case, parity_chain):
-    parity.run(parity_case, parity_chain, checks=("value", "optimum"), speed=True)
+    parity.run(parity_case, parity_chain, checks=("optimum",), speed=True)
 
 
 @pytest.mark.parity

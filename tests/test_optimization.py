@@ -119,6 +119,15 @@ def test_local_solvers_say_so_and_are_not_failed_for_it() -> None:
     assert "local only" in record.message
 
 
+def test_a_solve_that_runs_into_its_time_limit_is_told_and_not_timed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    embedding = convert(model, "pyomo-full-space", 3, solver="scip", time_limit=0.3)
+    (record,) = parity.check(model, embedding, np.zeros((1, 3)), checks=("optimum",), speed=True)
+    assert (record.verdict, record.speed_ratio) == (PASS, None) or record.verdict == "timeout", record.summary()
+    assert "imelimit" in record.message.replace(" ", "").lower()
+
+
 def test_gray_box_has_exact_derivatives_and_no_variables_of_its_own() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 2))
     embedding = convert(model, "casadi-gray-box", 3)

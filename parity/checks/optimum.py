@@ -8,6 +8,7 @@ amplification Σ |∂y/∂v| (1 + |v|) over all intermediate values v, in the ne
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,8 @@ def check_optimum(source: Any, target: Any, inputs: Arrays, dtype: str) -> Findi
         elif missed > allowed:
             note += f", not global: the network reaches {missed:.3g} more"
         findings.append(_judge(gap, truth, allowed, dtype, f"{note}; {words}"))
-    return max(findings, key=lambda finding: finding.comparison.error_ratio if finding.comparison else 0.0)
+    worst = max(findings, key=lambda finding: finding.comparison.error_ratio if finding.comparison else 0.0)
+    return replace(worst, cut_short=any(solution.outcome == "limit" for solution in solutions))
 
 
 def search(source: Any, lower: np.ndarray, upper: np.ndarray, inputs: Arrays, weights: np.ndarray) -> float:

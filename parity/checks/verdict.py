@@ -18,6 +18,8 @@ class Finding:
     message: str = ""
     layer: str = ""
     """The layer that it blames, where the check itself can tell."""
+    cut_short: bool = False
+    """A time limit ended it: to time it would measure that limit."""
 
 
 def judge(comparison: Comparison) -> Finding:
