@@ -45,7 +45,7 @@ def written(case_id: str) -> str:
 def reason(row: dict[str, Any]) -> str:
     """What is the same for all records of one failure: names of nodes and numbers differ."""
     if row["verdict"] != UNSUPPORTED:
-        return str(row["layers"])
+        return f"{row['family']} {row['layers']}"
     if "Only Add nodes are supported" in row["message"]:
         return "a linear layer without a bias"
     return " ".join(word for word in row["message"].split() if not any(c.isdigit() or c == "/" for c in word))
@@ -63,7 +63,7 @@ def failures(rows: list[dict[str, Any]]) -> list[list[str]]:
         converters = sorted({each["converter"] for each in alike})
         names = f"{peer} ({', '.join(converters)})"
         cases = len({each["case"] for each in alike})
-        layers = text(written(row["case"])) + (f" and {cases - 1} more" if cases > 1 else "")
+        layers = text(written(row["case"])) + f", of {row['family']}" + (f" and {cases - 1} more" if cases > 1 else "")
         off = "" if row["max_abs"] != row["max_abs"] else f"off by {row['max_abs']:.2g}: "
         command = f"`parity repro {row['case']} --path torch-optimization --converter {row['converter']}`"
         lines.append([text(names), f"**{verdict}**", layers, text(off + row["message"], MESSAGE), command])
