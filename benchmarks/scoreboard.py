@@ -20,7 +20,7 @@ from parity.cases.case import case_from_id
 from parity.converters.registry import converters
 from parity.errors import ParityError
 from parity.paths import path
-from parity.records import BAD_VERDICTS, DEGENERATE, PASS, UNSUPPORTED
+from parity.records import BAD_VERDICTS, DEGENERATE, FAIL, PASS, UNSUPPORTED
 from parity.report.formulations import EXPLANATION, MEASURES, formulations
 from parity.report.markdown import table_of, text
 from parity.report.tables import GLYPHS, check_order, converter_order, matrices, significant
@@ -90,8 +90,10 @@ def reason(row: Row) -> str:
         return "a linear layer without a bias"
     if row["check"] in ("structure", "training"):
         return str(row["check"])
-    words = [word for word in row["message"].split() if not any(c.isdigit() or c == "/" for c in word)]
-    return " ".join(words) or str(row["blame_layer"]).rpartition("_")[0] or str(row["layers"])
+    if row["verdict"] == FAIL:
+        family = "" if row["family"] in ("layer", "dag") else row["family"]
+        return f"{family} {str(row['blame_layer']).rpartition('_')[0] or row['layers']}"
+    return " ".join(word for word in row["message"].split() if not any(c.isdigit() or c == "/" for c in word))
 
 
 def written(case_id: str, way: str) -> str:
