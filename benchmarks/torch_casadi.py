@@ -22,6 +22,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -198,6 +200,23 @@ def _reason(error: Exception) -> str:
     return (lines[0] if isinstance(error, ParityError) else f"{type(error).__name__}: {lines[-1]}")[:200]
 
 
+HEADING = """# torch→casadi: how fast
+
+Written by `benchmarks/torch_casadi.py` (`tox -e bench`): microseconds per call, and in brackets the ratio to the baseline,
+`{baseline}`, with its interval: above 1, the baseline is faster. `reference-c` is the compiled form, whose conversion
+includes compiling. {versions}.
+
+"""
+PACKAGES = ("torch", "casadi", "l4casadi", "torch2casadi", "onnxruntime")
+
+
+def page(rows: list[Row], baseline: str) -> str:
+    """The table under its heading."""
+    known = {package: find_spec(package) and version(package) for package in PACKAGES}
+    versions = ", ".join(f"{package} {number or 'absent'}" for package, number in known.items())
+    return HEADING.format(baseline=baseline, versions=versions) + table(rows)
+
+
 def table(rows: list[Row]) -> str:
     """Markdown: microseconds per call, and in brackets the ratio to the baseline with its interval."""
     names = list(dict.fromkeys(row.way for row in rows))
@@ -245,7 +264,7 @@ def main() -> None:
                 writer.writerow(asdict(row))
                 file.flush()
                 print(f"{row.network} {row.check} {row.way}: {row.message or _cell(row)}", file=sys.stderr, flush=True)
-                (options.output / "torch_casadi.md").write_text(table(rows), encoding="utf-8")
+                (options.output / "torch_casadi.md").write_text(page(rows, options.baseline), encoding="utf-8")
     print(table(rows))
 
 
