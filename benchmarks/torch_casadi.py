@@ -202,9 +202,9 @@ def _reason(error: Exception) -> str:
 
 HEADING = """# torch→casadi: how fast
 
-Written by `benchmarks/torch_casadi.py` (`tox -e bench`): microseconds per call, and in brackets the ratio to the baseline,
-`{baseline}`, with its interval: above 1, the baseline is faster. `reference-c` is the compiled form, whose conversion
-includes compiling. {versions}.
+Written by `benchmarks/torch_casadi.py` (`tox -e bench`): microseconds per call, and in brackets the ratio to the
+baseline, `{baseline}`, with its interval: above 1, the baseline is faster. `reference-c` is the compiled form, whose
+conversion includes compiling. {versions}.
 
 """
 PACKAGES = ("torch", "casadi", "l4casadi", "torch2casadi", "onnxruntime")
