@@ -103,11 +103,14 @@ def test_a_whole_case_has_the_columns_of_a_record():
 SMALLEST = {
     "SOFTPLUS": ("Softplus-0-1", CHAIN),
     "ELU": ("ELU-0-1", CHAIN),
-    "SIGMOID": ("SiLU-0-2", CHAIN),
+    "SIGMOID": ("Mish-21-2", CHAIN),
+    "NEAR_ZERO": ("LogSigmoid-25-0", CHAIN),
+    "UPSAMPLE": ("Upsample-25-1", find_chain(path("torch-onnx"), "torchscript")),
+    "FAR_SIGMOID": ("Sigmoid-23-0", find_chain(path("torch-onnx"), "torchscript")),
     "MISH": ("Mish-0-9", CHAIN),
     "TINY_TANH": ("Tanh-0-2", CHAIN),
     "TANH": ("Tanh-0-2", CHAIN),
-    "MVN": ("vocabulary-0-12", CHAIN),
+    "MVN": ("vocabulary-23-13", CHAIN),
     "EXPONENTIAL": ("SELU-0-1", find_chain(path("torch-onnx"), "torchscript")),
     "LOG_SIGMOID": ("LogSigmoid-0-1", find_chain(path("torch-onnx"), "torchscript")),
 }
