@@ -77,6 +77,10 @@ class Adjoint:
         return gradient
 
 
+Batch = Callable[[np.ndarray, Sequence[Solution | None]], list[Solution]]
+"""From points (batch, nθ) and solutions to start from. Raises `SolveFailure` for any."""
+
+
 class SolutionMap(ABC):
     """What an engine makes of a problem."""
 
@@ -121,6 +125,13 @@ class SolutionMap(ABC):
     def another(self) -> SolutionMap:
         """A second engine of the same kind, which may solve while this one does."""
         return type(self)(self.problem)
+
+    def batch(self, count: int) -> Batch:
+        """What solves a batch by `count` engines at once; engines with a batch solver of their own override this."""
+        engines = [self, *(self.another() for _ in range(count - 1))]
+        return lambda points, starts: each_row(
+            engines, len(points), lambda engine, row: engine.solve(points[row], starts[row])
+        )
 
     def close(self) -> None:  # noqa: B027  # most engines have none
         """Give back processes and temporary files."""
@@ -183,9 +194,9 @@ class SolutionMapRuntime:
 
     def _solves(self, points: np.ndarray, count: int) -> Callable[[], object]:
         """Solves of a batch by `count` engines at once, each from a solution 1 % away, as in a training loop."""
-        engines = [self.map, *(self.map.another() for _ in range(count - 1))]
         starts = [self.map.solve(NEARBY * point) for point in points]
-        return lambda: each_row(engines, len(points), lambda engine, row: engine.solve(points[row], starts[row]))
+        batch = self.map.batch(count)
+        return lambda: batch(points, starts)
 
     def caller_description(self, check: str) -> str:
         return "all sensitivities at a solution" if check == "sensitivity" else f"a batch by {ENGINES} engines at once"

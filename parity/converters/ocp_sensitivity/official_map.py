@@ -8,6 +8,7 @@ Written against its documentation, as the registry has no such version: paramete
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from parity.cases.ocp import OptimalControlProblem
 from parity.converters.ocp_sensitivity.acados_map import INFINITY, describe
 from parity.errors import MissingPackage
-from parity.runtimes.solution_map import Adjoint, Sensitivity, Solution, SolutionMap, SolveFailure
+from parity.runtimes.solution_map import Adjoint, Batch, Sensitivity, Solution, SolutionMap, SolveFailure
 from parity.runtimes.transcription import with_networks_converted
 
 TOLERANCE = 1e-12
@@ -30,7 +31,8 @@ class OfficialMap(SolutionMap):
 
     name = "acados-official"
 
-    def __init__(self, problem: OptimalControlProblem) -> None:
+    def __init__(self, problem: OptimalControlProblem, *, openmp: bool = False) -> None:
+        """`openmp` makes code for acados' batch solver, which a library built without OpenMP cannot run."""
         super().__init__(problem)
         if find_spec("acados_template") is None:
             raise MissingPackage(
@@ -44,14 +46,43 @@ class OfficialMap(SolutionMap):
         self._folder = tempfile.TemporaryDirectory(prefix="parity-acados-official-")
         description = describe(with_networks_converted(problem))
         ocp = _formulate(template, description)
+        ocp.solver_options.with_batch_functionality = openmp
         generation = _generation(ocp)
         generation.code_export_directory = str(Path(self._folder.name) / "code")
         generation.json_file = str(Path(self._folder.name) / "ocp.json")
-        named = {"json_file": generation.json_file} if generation is ocp else {}
-        self.solver = template.AcadosOcpSolver(ocp, verbose=False, **named)
+        self._named = {"json_file": generation.json_file} if generation is ocp else {}
+        self._template, self._ocp = template, ocp
+        self.solver = template.AcadosOcpSolver(ocp, verbose=False, **self._named)
 
     def solve(self, point: np.ndarray, start: Solution | None = None) -> Solution:
-        solver, problem = self.solver, self.problem
+        self._prepare(self.solver, point, start)
+        return self._found(self.solver, point, self.solver.solve())
+
+    def batch(self, count: int) -> Batch:
+        """acados' own batch solver, with `count` threads."""
+        if count == 1:
+            return super().batch(1)
+        engine = OfficialMap(self.problem, openmp=True)
+        solvers: dict[int, Any] = {}
+
+        def solve(points: np.ndarray, starts: Sequence[Solution | None]) -> list[Solution]:
+            size = len(points)
+            if size not in solvers:
+                solvers[size] = engine._template.AcadosOcpBatchSolver(
+                    engine._ocp, size, num_threads_in_batch_solve=count, build=False, generate=False, verbose=False,
+                    **engine._named,
+                )  # fmt: skip
+            solver = solvers[size]
+            for one, point, start in zip(solver.ocp_solvers, points, starts, strict=True):
+                self._prepare(one, point, start)
+            solver.solve(size)
+            each = zip(solver.ocp_solvers, points, solver.status, strict=True)
+            return [self._found(one, point, int(status)) for one, point, status in each]
+
+        return solve
+
+    def _prepare(self, solver: Any, point: np.ndarray, start: Solution | None) -> None:
+        problem = self.problem
         initial, parameter = point[: problem.states], point[problem.states :]
         if start is None:
             solver.reset()
@@ -65,7 +96,9 @@ class OfficialMap(SolutionMap):
         solver.set_p_global_and_precompute_dependencies(parameter)
         for field in ("lbx", "ubx"):
             solver.constraints_set(0, field, initial)
-        status = solver.solve()
+
+    def _found(self, solver: Any, point: np.ndarray, status: int) -> Solution:
+        problem = self.problem
         if status:
             raise SolveFailure(f"acados: status {status}")
         states = np.stack([solver.get(stage, "x") for stage in range(problem.horizon + 1)])
