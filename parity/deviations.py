@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from parity.records import FAIL, Record
+from parity.records import FAIL, UNSUPPORTED, Record
 
 if TYPE_CHECKING:
     from parity.cases.case import Case
@@ -58,7 +58,9 @@ def explanation(deviations: Sequence[Deviation], record: Record) -> str:
 
 
 def overdue(deviations: Sequence[Deviation], case: Case, converter: str, records: Sequence[Record]) -> list[Deviation]:
-    """The entries that should have shown in this case and did not."""
+    """The entries that should have shown in this case and did not, where the converter could run at all."""
+    if all(record.verdict == UNSUPPORTED for record in records):
+        return []
     return [
         deviation
         for deviation in deviations

@@ -242,8 +242,7 @@ def _parameters(
     from parity.paths import path as path_named
 
     way = path_named(path)
-    if missing := way.missing():
-        reason = f"path {way.name} needs {', '.join(missing)}: {way.install_command}"
+    if reason := _missing(way):
         return [pytest.param(*[None] * len(names), id="not-installed", marks=pytest.mark.skip(reason=reason))]
     families, without = ((each,) if isinstance(each, str) else each for each in (families, without))
     count = settings.cases if settings.cases is not None else cases
@@ -268,6 +267,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not isinstance(item.parent, SuiteModule) or shipped.setdefault(item.nodeid, item) is item
     ]
     if config.stash[SETTINGS].enabled:
+        _skip_what_is_not_installed(items)
         return
     parity = [item for item in items if item.get_closest_marker("parity")]
     if parity:
@@ -276,6 +276,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("parity")]
         if hasattr(config, "workeroutput"):
             config.workeroutput[DESELECTED_BY_WORKER] = len(parity)
+
+
+def _skip_what_is_not_installed(items: list[pytest.Item]) -> None:
+    """Tests of one path that take neither random cases nor converters; the others are skipped by their parameters."""
+    from parity.paths import PATHS
+
+    reasons = {way.name: reason for way in PATHS if (reason := _missing(way))}
+    for item in items:
+        marker = item.get_closest_marker("parity")
+        if marker and marker.kwargs.get("path") in reasons:
+            item.add_marker(pytest.mark.skip(reason=reasons[marker.kwargs["path"]]))
+
+
+def _missing(way: Any) -> str:
+    """Why a path cannot run here; empty if it can."""
+    missing = way.missing()
+    return f"path {way.name} needs {', '.join(missing)}: {way.install_command}" if missing else ""
 
 
 @pytest.hookimpl(optionalhook=True)

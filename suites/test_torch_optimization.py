@@ -48,7 +48,7 @@ def test_speed(parity, parity_case, parity_chain):
     parity.run(parity_case, parity_chain, checks=("optimum",), speed=True)
 
 
-@pytest.mark.parity
+@pytest.mark.parity(path="torch-optimization")
 def test_adversarial_margin(parity):
     """How much an image's class still wins under the worst perturbation: two exact formulations must agree."""
     import numpy as np

@@ -24,7 +24,7 @@ from parity.converters.torch_onnx import torchscript
 from parity.deviations import explanation, overdue
 from parity.paths import path
 from parity.pipeline import Point, examine
-from parity.records import FAIL, PASS, Record
+from parity.records import FAIL, PASS, UNSUPPORTED, Record
 from parity.runtimes import representation_of, runtime_for
 from parity.runtimes.caffe import CaffeRuntime
 from parity.runtimes.onnx import OnnxRuntime
@@ -150,6 +150,7 @@ def test_the_list_explains_nothing_else():
 def test_a_deviation_that_is_gone_is_overdue():
     case, passed = case_from_id("ELU-0-2"), [Record(verdict=PASS, regime="tiny")]
     assert overdue(listed.IN_CAFFE, case, CHAIN.name, passed) == [listed.ELU]
+    assert overdue(listed.IN_CAFFE, case, CHAIN.name, [replace(passed[0], verdict=UNSUPPORTED)]) == []
     assert overdue(listed.IN_CAFFE, case_from_id("simple_cnn-0-0"), CHAIN.name, passed) == []
 
 

@@ -237,11 +237,14 @@ def test_a_path_that_cannot_run_is_shown_and_skipped(pytester, run, monkeypatch)
 
         @pytest.mark.parity(path="torch-nowhere")
         def test_own(parity_case, parity_chain): pass
+
+        @pytest.mark.parity(path="torch-nowhere")
+        def test_without_cases(): assert False
         """
     )
     needs = "torch-nowhere cannot run here: it needs no_such_package: pip install 'pytest-parity?nowhere?'"
     result = run("--parity", "--parity-report=report", "-rs", "test_host.py")
-    result.assert_outcomes(skipped=1)
+    result.assert_outcomes(skipped=2)
     result.stdout.fnmatch_lines(
         [f"parity: {needs}", "*= parity =*", needs, "0 checks of 0 cases: none ran", "SKIPPED*"]
     )
