@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from itertools import pairwise
@@ -23,7 +22,7 @@ from parity.paths import path
 from parity.records import BAD_VERDICTS, DEGENERATE, FAIL, PASS, UNSUPPORTED
 from parity.report.formulations import EXPLANATION, MEASURES, formulations
 from parity.report.markdown import table_of, text
-from parity.report.tables import GLYPHS, check_order, converter_order, matrices, significant
+from parity.report.tables import GLYPHS, as_rows, check_order, matrices, ranking, significant
 
 JUDGED = {"torch-optimization": ("fixed", "optimum")}
 """Checks that all converters of a path can be asked for, where these are not all of its checks."""
@@ -37,14 +36,13 @@ def scoreboard(run: Path, way: str) -> str:
     """The page of one path, from a report folder."""
     table = parity.load(run)
     table = table[table["path"] == way]
-    rows: list[Row] = table.to_dict("records")
-    judged = [row for row in rows if row["check"] in JUDGED.get(way, (row["check"],))]
+    judged = table[table["check"].isin(JUDGED[way])] if way in JUDGED else table
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     versions = environment["versions"] | dict(_versions(way))
-    checks = sorted({row["check"] for row in judged}, key=check_order)
+    checks = sorted(judged["check"].unique(), key=check_order)
     parts = [
         f"# {path(way).title}: converters side by side",
-        f"Written by `benchmarks/scoreboard.py` from {len(rows)} checks: run {environment['run']}, seed "
+        f"Written by `benchmarks/scoreboard.py` from {len(table)} checks: run {environment['run']}, seed "
         f"{environment['seed']}, {environment['machine']}; "
         + ", ".join(f"{name} {number}" for name, number in versions.items())
         + ".",
@@ -54,7 +52,9 @@ def scoreboard(run: Path, way: str) -> str:
         *_matrix(table),
         "## What other projects refuse or get wrong",
         "The smallest model that shows it, and how many more do.",
-        table_of(["converter", "verdict", "layers", "message", "again"], failures(judged, way), numbers_from=5),
+        table_of(
+            ["converter", "verdict", "layers", "message", "again"], failures(as_rows(judged), way), numbers_from=5
+        ),
     ]
     if networks := formulations(table):
         parts += ["## Formulations", EXPLANATION]
@@ -109,15 +109,12 @@ def written(case_id: str, way: str) -> str:
     )
 
 
-def _verdicts(rows: list[Row]) -> str:
-    names = sorted({row["converter"] for row in rows} - {"given"}, key=converter_order)
+def _verdicts(table: Any) -> str:
     verdicts = (PASS, UNSUPPORTED, DEGENERATE, *BAD_VERDICTS)
-    lines = []
-    for name in names:
-        count = Counter(row["verdict"] for row in rows if row["converter"] == name)
-        times = sorted(row["convert_ms"] for row in rows if row["converter"] == name and row["convert_ms"] > 0)
-        middle = significant(times[len(times) // 2]) if times else ""
-        lines.append([name, *(str(count[verdict] or "") for verdict in verdicts), middle])
+    lines = [
+        [row["converter"], *(str(row[verdict] or "") for verdict in verdicts), significant(row["median_convert_ms"])]
+        for row in as_rows(ranking(table[table["converter"] != "given"], ["converter"]))
+    ]
     return table_of(["converter", *verdicts, "conversion, ms (median)"], lines, numbers_from=1)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from parity.errors import ParityError
+from parity.errors import MissingPackage, ParityError
 
 if TYPE_CHECKING:
     from parity.cases.case import Case
@@ -242,8 +242,8 @@ def _parameters(
     from parity.paths import path as path_named
 
     way = path_named(path)
-    if reason := _missing(way):
-        return [pytest.param(*[None] * len(names), id="not-installed", marks=pytest.mark.skip(reason=reason))]
+    if way.missing():  # skipped later
+        return [pytest.param(*[None] * len(names), id="not-installed")]
     families, without = ((each,) if isinstance(each, str) else each for each in (families, without))
     count = settings.cases if settings.cases is not None else cases
     ids = case_ids(families, settings.seed, count, way.source)
@@ -279,20 +279,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _skip_what_is_not_installed(items: list[pytest.Item]) -> None:
-    """Tests of one path that take neither random cases nor converters; the others are skipped by their parameters."""
     from parity.paths import PATHS
 
-    reasons = {way.name: reason for way in PATHS if (reason := _missing(way))}
+    reasons = {}
+    for way in PATHS:
+        try:
+            way.require()
+        except MissingPackage as missing:
+            reasons[way.name] = reasons[way.title] = str(missing)
     for item in items:
         marker = item.get_closest_marker("parity")
         if marker and marker.kwargs.get("path") in reasons:
             item.add_marker(pytest.mark.skip(reason=reasons[marker.kwargs["path"]]))
-
-
-def _missing(way: Any) -> str:
-    """Why a path cannot run here; empty if it can."""
-    missing = way.missing()
-    return f"path {way.name} needs {', '.join(missing)}: {way.install_command}" if missing else ""
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -39,7 +39,7 @@ class Family:
     count: int
     """How many cases a run takes, unless the user says how many."""
     draw: Callable[[Random, int, int], ModelSpec]
-    initialise: Callable[[Any, object], None] | None = None
+    initialise: Callable[[Any, object], object] | None = None
     random: bool = False
     """The user's `--parity-cases` sets how many."""
 
@@ -126,10 +126,6 @@ def _train_pendulum(model: Any, seed: object) -> None:
     train(model, seed)
 
 
-def _train_margin(model: Any, seed: object) -> None:
-    embedded.train_digits(model, seed)
-
-
 def _keras_network(rng: Random, seed: int, number: int) -> ModelSpec:
     """The network of a well-known Keras-to-PyTorch recipe; a small perceptron; a recurrent network."""
     same = {"kernel_size": 3, "padding": "same", "activation": "relu"}
@@ -180,7 +176,7 @@ OWN = {
         Family("steep", 1, embedded.steep, initialise=embedded.make_steep),
         Family("image", len(embedded.IMAGES), embedded.image),
         Family("surrogate", 2, embedded.surrogate),
-        Family("digits", 1, embedded.digits, initialise=_train_margin),
+        Family("digits", 1, embedded.digits, initialise=embedded.train_digits),
     ),
     "keras": (
         Family("network", 3, _keras_network),

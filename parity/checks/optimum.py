@@ -19,6 +19,7 @@ from parity.checks.trace import require_inside
 from parity.checks.verdict import Finding
 from parity.records import DEGENERATE, ERROR, FAIL, PASS, TIMEOUT
 from parity.runtimes import Arrays
+from parity.runtimes.optimization import flat
 
 NEIGHBOURS = 12
 RADIUS = 1e-4
@@ -38,7 +39,7 @@ def check_fixed(source: Any, target: Any, inputs: Arrays, dtype: str) -> Finding
     """
     require_inside(target, inputs)
     weights = projection(source.value(inputs).shape[1])
-    x = _flat(inputs)[0]
+    x = flat(inputs)[0]
     solutions = [target.maximise(sign * weights, fixed=x) for sign in (1.0, -1.0)]
     words = _words(target, solutions)
     if trouble := _trouble(target, solutions, words):
@@ -160,10 +161,6 @@ def _words(target: Any, solutions: list[Any]) -> str:
     size = target.embedding.size
     return (f"{target.embedding.solver}: {status}{local}, {seconds:.2g} s; {size.variables} variables, "
             f"{size.constraints} constraints, {size.binaries} binaries")  # fmt: skip
-
-
-def _flat(inputs: Arrays) -> np.ndarray:
-    return np.concatenate([array.reshape(len(array), -1) for array in inputs], axis=1)
 
 
 def _shaped(points: np.ndarray, inputs: Arrays) -> Arrays:

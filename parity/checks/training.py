@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from parity.checks.derivatives import projection
-from parity.checks.tolerance import assess, compare, measure
+from parity.checks.tolerance import assess, compare
 from parity.checks.verdict import Finding, judge
 from parity.records import DEGENERATE, FAIL, PASS
 from parity.runtimes import Arrays
@@ -35,9 +35,8 @@ def check_training(source: Any, target: Any, inputs: Arrays, dtype: str) -> Find
     def trained(runtime: Any) -> np.ndarray:
         return np.asarray(runtime.trained_value(inputs, cotangent))
 
-    once, again = trained(source), trained(source)
-    if not np.array_equal(once, again, equal_nan=True):
-        comparison = compare(once, measure(source, dtype, lambda: once))
+    comparison, yardstick = assess(trained(target), source, dtype, lambda: trained(source))
+    if not np.array_equal(yardstick.reference, trained(source), equal_nan=True):
+        comparison = compare(yardstick.reference, yardstick)
         return Finding(DEGENERATE, comparison, "the model draws random numbers in training: no two steps agree")
-    comparison, _ = assess(trained(target), source, dtype, lambda: trained(source))
     return judge(comparison)
